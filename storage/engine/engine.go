@@ -1,0 +1,239 @@
+// Package engine is the ordered store under the state machine: a thin layer
+// over Pebble that fixes how Coterie uses it.
+//
+// Pebble's own write-ahead log is off, for the raft log already is one. A
+// committed batch is visible at once and durable after a later flush; what a
+// crash leaves is the state after some earlier batch, whole, because batches
+// never straddle memtables and memtables are flushed in order. The caller
+// stores its applied index in every batch and replays the raft log from there.
+//
+// The package knows nothing of keys, revisions or raft.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+)
+
+// ErrNotFound is returned by Get and DurableGet for a key without a value.
+var ErrNotFound = pebble.ErrNotFound
+
+// Defaults of Options.
+const (
+	DefaultCacheBytes    = 64 << 20
+	DefaultMemTableBytes = 32 << 20
+)
+
+// Options configures Open. Dir is required.
+type Options struct {
+	Dir string
+	// FS is the file system; nil is the disk.
+	FS     vfs.FS
+	Logger *zap.Logger
+	// CacheBytes bounds the block cache.
+	CacheBytes int64
+	// MemTableBytes is the size at which a memtable is flushed. It bounds the
+	// part of the raft log that a restart replays.
+	MemTableBytes uint64
+	// OnFatal is called, possibly more than once and from any goroutine, when
+	// the engine can no longer keep its promises: a write to disk failed or
+	// data on disk is damaged. It must stop the process or the node.
+	OnFatal func(error)
+}
+
+// Engine is an open store. Its methods may be called from any goroutine.
+type Engine struct {
+	db    *pebble.DB
+	cache *pebble.Cache
+	// flushed is signalled after each flush; see Flushed.
+	flushed chan struct{}
+	failed  atomic.Pointer[error]
+}
+
+// Open opens or creates the store in o.Dir. It holds a lock on the directory
+// until Close, and refuses one that another process holds.
+func Open(o Options) (*Engine, error) {
+	if o.CacheBytes == 0 {
+		o.CacheBytes = DefaultCacheBytes
+	}
+	if o.MemTableBytes == 0 {
+		o.MemTableBytes = DefaultMemTableBytes
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	e := &Engine{cache: pebble.NewCache(o.CacheBytes), flushed: make(chan struct{}, 1)}
+	opts := &pebble.Options{
+		FS:                          o.FS,
+		Cache:                       e.cache,
+		DisableWAL:                  true,
+		MemTableSize:                o.MemTableBytes,
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       24,
+		FormatMajorVersion:          pebble.FormatNewest,
+		Logger:                      &logger{z: o.Logger, fatal: e.fail(o.OnFatal)},
+		EventListener:               e.listener(o.Logger, e.fail(o.OnFatal)),
+	}
+	for i := range opts.Levels {
+		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	db, err := pebble.Open(o.Dir, opts)
+	if err != nil {
+		e.cache.Unref()
+		return nil, fmt.Errorf("open engine in %s: %w", o.Dir, err)
+	}
+	e.db = db
+	return e, nil
+}
+
+// fail returns the function that records the first fatal error, which Commit
+// and Flush return from then on, and passes every one to onFatal.
+func (e *Engine) fail(onFatal func(error)) func(error) {
+	return func(err error) {
+		e.failed.CompareAndSwap(nil, &err)
+		if onFatal != nil {
+			onFatal(err)
+		}
+	}
+}
+
+func (e *Engine) err() error {
+	if p := e.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// NewBatch returns an empty batch of writes.
+func (e *Engine) NewBatch() *pebble.Batch { return e.db.NewBatch() }
+
+// Commit applies b atomically. Its writes are visible on return, and durable
+// once a later flush has finished.
+func (e *Engine) Commit(b *pebble.Batch) error {
+	if err := e.err(); err != nil {
+		return err
+	}
+	return b.Commit(pebble.NoSync)
+}
+
+// Get appends the value of key to dst. It returns ErrNotFound without one.
+func (e *Engine) Get(key, dst []byte) ([]byte, error) {
+	v, closer, err := e.db.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	dst = append(dst, v...)
+	return dst, closer.Close()
+}
+
+// NewIter returns an iterator over [lower, upper) of the state as of now. A nil
+// bound is open. The caller closes it soon: it keeps replaced files alive.
+func (e *Engine) NewIter(lower, upper []byte) (*pebble.Iterator, error) {
+	return e.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+}
+
+// IterWithBatch returns an iterator over [lower, upper) of the state as of now
+// with the writes of the uncommitted batch b laid over it. The closer closes
+// the iterator and what it is made from. It costs time in proportion to b.
+func (e *Engine) IterWithBatch(b *pebble.Batch, lower, upper []byte) (*pebble.Iterator, io.Closer, error) {
+	ib := e.db.NewIndexedBatch()
+	if err := ib.Apply(b, nil); err != nil {
+		return nil, nil, errors.Join(err, ib.Close())
+	}
+	it, err := ib.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return nil, nil, errors.Join(err, ib.Close())
+	}
+	return it, closers{it, ib}, nil
+}
+
+type closers []io.Closer
+
+func (cs closers) Close() error {
+	var errs []error
+	for _, c := range cs {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// NewSnapshot returns the state as of now, for long reads. The caller closes it.
+func (e *Engine) NewSnapshot() *pebble.Snapshot { return e.db.NewSnapshot() }
+
+// DurableGet returns the value that key has after a crash at this instant.
+func (e *Engine) DurableGet(key []byte) ([]byte, error) {
+	it, err := e.db.NewIter(&pebble.IterOptions{
+		LowerBound:                key,
+		UpperBound:                append(append([]byte(nil), key...), 0),
+		OnlyReadGuaranteedDurable: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer it.Close()
+	if !it.First() {
+		if err := it.Error(); err != nil {
+			return nil, err
+		}
+		return nil, ErrNotFound
+	}
+	v, err := it.ValueAndErr()
+	return append([]byte(nil), v...), err
+}
+
+// Flush makes everything committed before the call durable.
+func (e *Engine) Flush() error {
+	if err := e.err(); err != nil {
+		return err
+	}
+	return e.db.Flush()
+}
+
+// StartFlush begins a flush and returns at once; Flushed tells of its end.
+func (e *Engine) StartFlush() error {
+	if err := e.err(); err != nil {
+		return err
+	}
+	_, err := e.db.AsyncFlush()
+	return err
+}
+
+// Flushed receives after flushes have finished, one value for any number of
+// them, so that one goroutine can look at what has become durable.
+func (e *Engine) Flushed() <-chan struct{} { return e.flushed }
+
+// DiskUsage is the size in bytes of the files of the store, with what is still
+// in memory on its way to them.
+func (e *Engine) DiskUsage() int64 {
+	m := e.db.Metrics()
+	return int64(m.DiskSpaceUsage() + m.MemTable.Size)
+}
+
+// Metrics returns Pebble's own figures.
+func (e *Engine) Metrics() *pebble.Metrics { return e.db.Metrics() }
+
+// Close flushes nothing by itself beyond what Pebble has begun; what was not
+// flushed is replayed from the raft log at the next start.
+func (e *Engine) Close() error {
+	err := e.db.Close()
+	e.cache.Unref()
+	return err
+}
+
+// CompactSpan rewrites the files over [lower, upper) so that deleted data
+// gives its space back now rather than in the course of later writes.
+func (e *Engine) CompactSpan(ctx context.Context, lower, upper []byte) error {
+	return e.db.Compact(ctx, lower, upper, false)
+}
