@@ -1,0 +1,245 @@
+package wal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+)
+
+// Exists reports whether dir holds a log.
+func Exists(fs vfs.FS, dir string) (bool, error) {
+	names, err := segmentNames(fs, dir)
+	return len(names) > 0, err
+}
+
+// segmentNames returns the names of the segments in dir in order.
+func segmentNames(fs vfs.FS, dir string) ([]string, error) {
+	all, err := fs.List(dir)
+	if err != nil {
+		if isNotExist(err) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(name string) bool {
+		_, ok := parseSegmentName(name)
+		return !ok
+	})
+	slices.Sort(all)
+	return all, nil
+}
+
+// Create makes a log in an existing directory that has no log yet. Its first
+// entry will have the index after the one given: the state up to there, of the
+// term given, is the machine's to begin with.
+func Create(o Options, index, term uint64) (*Log, error) {
+	l := newLog(o)
+	if found, err := Exists(l.o.FS, o.Dir); err != nil {
+		return nil, fmt.Errorf("wal: %w", err)
+	} else if found {
+		return nil, fmt.Errorf("wal: %s already holds a log", o.Dir)
+	}
+	mark := position{index, term}
+	hs := &pb.HardState{Term: &term, Vote: new(uint64), Commit: &index}
+	w, n, err := createSegment(&l.o, 1, 1, mark, hs)
+	if err != nil {
+		return nil, fmt.Errorf("wal: %w", err)
+	}
+	l.mu.mark, l.mu.hardState = mark, hs
+	l.tail, l.frame = w, 1
+	l.mu.segments = []*segment{w.segment}
+	l.mu.size = int64(n)
+	return l, nil
+}
+
+func newLog(o Options) *Log {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = DefaultSegmentBytes
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = DefaultCacheBytes
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	l := &Log{o: o}
+	l.mu.cache.limit = o.CacheBytes
+	return l
+}
+
+// Open opens the log in o.Dir. It reads and checks all of it before it changes
+// anything; then it cuts the tail that a crash may have torn.
+func Open(o Options) (*Log, error) {
+	l := newLog(o)
+	names, err := segmentNames(l.o.FS, o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("wal: %w", err)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("wal: %s holds no log", o.Dir)
+	}
+	var (
+		end  int64  // of the valid frames of the last segment
+		tail []byte // what follows them
+	)
+	for i, name := range names {
+		if end, tail, err = l.replay(name, i == len(names)-1); err != nil {
+			return nil, err
+		}
+	}
+	if err := l.openTail(end, tail); err != nil {
+		return nil, err
+	}
+	return l, l.removeTemporary()
+}
+
+// replay reads one segment into memory. It returns where its valid frames end
+// and what follows.
+func (l *Log) replay(name string, last bool) (end int64, tail []byte, err error) {
+	path := l.o.FS.PathJoin(l.o.Dir, name)
+	sequence, _ := parseSegmentName(name)
+	b, err := readFile(l.o.FS, path)
+	if err != nil {
+		return 0, nil, fmt.Errorf("wal: %w", err)
+	}
+	s, err := decodeHeader(&l.o, path, sequence, b)
+	if err != nil {
+		return 0, nil, err
+	}
+	if n := len(l.mu.segments); n > 0 {
+		before := l.mu.segments[n-1]
+		if before.sequence+1 != sequence {
+			return 0, nil, &DamageError{path, 0, fmt.Sprintf("the segment before it, %s, is missing", segmentName(sequence-1))}
+		}
+		if s.first != l.frame+1 {
+			return 0, nil, &DamageError{before.path, before.size.Load(), fmt.Sprintf("frames %d to %d are missing", l.frame+1, s.first-1)}
+		}
+	} else {
+		l.frame = s.first - 1
+	}
+	first := len(l.mu.segments) == 0
+	l.mu.segments = append(l.mu.segments, s)
+
+	end = segmentHeaderLen
+	for {
+		payload, n, err := parseFrame(b[end:], s.salt, l.frame+1)
+		if err != nil {
+			break
+		}
+		if err := l.replayFrame(s, first && l.frame+1 == s.first, payload, location{segment: s, offset: end, length: n}); err != nil {
+			return 0, nil, &DamageError{path, end, err.Error()}
+		}
+		l.frame++
+		end += int64(n)
+	}
+	if l.frame < s.first {
+		return 0, nil, &DamageError{path, segmentHeaderLen, "its first frame is not valid"}
+	}
+	s.size.Store(end)
+	l.mu.size += end
+	tail = b[end:]
+	if last {
+		if at := findFrame(tail, s.salt, l.frame+1); at >= 0 {
+			return 0, nil, &DamageError{path, end, fmt.Sprintf("frame %d is not valid, but one written later is, at byte %d", l.frame+1, end+int64(at))}
+		}
+	}
+	return end, tail, nil
+}
+
+func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location) error {
+	return decodePayload(payload, func(r record) error {
+		switch {
+		case r.start != nil:
+			s.mark = *r.start
+			if initial {
+				l.mu.mark = *r.start
+			} else if r.start.index != l.lastIndexLocked() {
+				return fmt.Errorf("it begins after entry %d, the log before it ends with %d", r.start.index, l.lastIndexLocked())
+			}
+		case r.hardState != nil:
+			l.mu.hardState = r.hardState
+		case r.entry != nil:
+			loc.term = r.entry.GetTerm()
+			if err := l.placeLocked(r.entry.GetIndex(), loc); err != nil {
+				return err
+			}
+			// The cache must not hold on to the whole segment's bytes.
+			r.entry.Data = slices.Clone(r.entry.Data)
+			l.mu.cache.add(r.entry)
+		}
+		return nil
+	})
+}
+
+// findFrame looks for a valid frame with a number above the one given, at any
+// place where one can begin. A frame is written only when all before it are on
+// disk, so one that is valid after one that is not means damage, not a crash.
+func findFrame(b []byte, salt, above uint64) int {
+	for i := 0; i+frameHeaderLen <= len(b); i += frameAlign {
+		number := binary.LittleEndian.Uint64(b[i+8:])
+		if number <= above || number-above > uint64(len(b)) {
+			continue
+		}
+		if _, _, err := parseFrame(b[i:], salt, number); err == nil {
+			return i
+		}
+	}
+	return -1
+}
+
+// openTail opens the last segment for writing and overwrites a torn tail with
+// zeros.
+func (l *Log) openTail(end int64, tail []byte) error {
+	s := l.mu.segments[len(l.mu.segments)-1]
+	f, err := l.o.FS.OpenReadWrite(s.path, writeCategory)
+	if err != nil {
+		return fmt.Errorf("wal: %w", err)
+	}
+	l.tail = &writer{segment: s, file: f, offset: end, zeroed: end + int64(len(tail))}
+	torn := len(tail)
+	for torn > 0 && tail[torn-1] == 0 {
+		torn--
+	}
+	if torn == 0 {
+		return nil
+	}
+	l.o.Logger.Warn("wal: cutting the tail that a crash has torn",
+		zap.String("path", s.path), zap.Int64("offset", end), zap.Int("bytes", torn))
+	if _, err := f.WriteAt(make([]byte, torn), end); err != nil {
+		return errors.Join(fmt.Errorf("wal: cut the torn tail of %s: %w", s.path, err), f.Close())
+	}
+	if err := f.Sync(); err != nil {
+		return errors.Join(fmt.Errorf("wal: cut the torn tail of %s: %w", s.path, err), f.Close())
+	}
+	return nil
+}
+
+// removeTemporary deletes segments that a crash left before they had a name.
+func (l *Log) removeTemporary() error {
+	names, err := l.o.FS.List(l.o.Dir)
+	if err != nil {
+		return fmt.Errorf("wal: %w", err)
+	}
+	for _, name := range names {
+		if base, ok := strings.CutSuffix(name, ".tmp"); ok {
+			if _, ok := parseSegmentName(base); ok {
+				if err := l.o.FS.Remove(l.o.FS.PathJoin(l.o.Dir, name)); err != nil {
+					return fmt.Errorf("wal: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func isNotExist(err error) bool { return errors.Is(err, os.ErrNotExist) }

@@ -1,0 +1,267 @@
+package wal
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/raft/v3/raftpb"
+)
+
+const (
+	magic            = "cotriwal"
+	formatVersion    = 1
+	segmentHeaderLen = 64
+	// extendBytes is how far ahead of the last frame a segment is filled with
+	// zeros, in the same write as a frame. Later frames then overwrite blocks
+	// that the file already has, and their fdatasync needs no metadata.
+	extendBytes = 256 << 10
+
+	writeCategory = vfs.DiskWriteCategory("coterie-wal")
+)
+
+// segment is a file of the log, as readers need it.
+type segment struct {
+	fs       vfs.FS
+	path     string
+	sequence uint64
+	first    uint64 // number of the first frame
+	salt     uint64
+	mark     position // the entry before the first one
+	size     atomic.Int64
+
+	mu struct {
+		sync.Mutex
+		file    vfs.File // opened by the first reader
+		pins    int
+		removed bool
+	}
+}
+
+func segmentName(sequence uint64) string { return fmt.Sprintf("%016x.wal", sequence) }
+
+func parseSegmentName(name string) (sequence uint64, ok bool) {
+	base, found := strings.CutSuffix(name, ".wal")
+	if !found || len(base) != 16 {
+		return 0, false
+	}
+	sequence, err := strconv.ParseUint(base, 16, 64)
+	return sequence, err == nil
+}
+
+// pin keeps the file readable until unpin, whatever Compact does meanwhile.
+func (s *segment) pin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.pins++
+}
+
+func (s *segment) unpin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.pins--
+	if s.mu.pins == 0 && s.mu.removed && s.mu.file != nil {
+		s.mu.file.Close() // read-only: nothing to lose
+		s.mu.file = nil
+	}
+}
+
+// readFrame reads and verifies a frame. The caller has pinned the segment.
+func (s *segment) readFrame(offset int64, length int) ([]byte, error) {
+	s.mu.Lock()
+	if s.mu.file == nil {
+		f, err := s.fs.Open(s.path, vfs.RandomReadsOption)
+		if err != nil {
+			s.mu.Unlock()
+			return nil, fmt.Errorf("wal: read %s: %w", s.path, err)
+		}
+		s.mu.file = f
+	}
+	f := s.mu.file
+	s.mu.Unlock()
+	b := make([]byte, length)
+	if _, err := f.ReadAt(b, offset); err != nil {
+		return nil, fmt.Errorf("wal: read %s: %w", s.path, err)
+	}
+	payload, _, err := parseFrame(b, s.salt, binary.LittleEndian.Uint64(b[8:]))
+	if err != nil {
+		return nil, &DamageError{s.path, offset, err.Error()}
+	}
+	return payload, nil
+}
+
+// remove deletes the file; readers that hold a pin finish.
+func (s *segment) remove() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.pins > 0 && s.mu.file == nil {
+		f, err := s.fs.Open(s.path)
+		if err != nil {
+			return err
+		}
+		s.mu.file = f
+	}
+	s.mu.removed = true
+	if s.mu.pins == 0 && s.mu.file != nil {
+		s.mu.file.Close() // read-only: nothing to lose
+		s.mu.file = nil
+	}
+	return s.fs.Remove(s.path)
+}
+
+// release closes the reader's file. No reader may be left.
+func (s *segment) release() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.file == nil {
+		return nil
+	}
+	err := s.mu.file.Close()
+	s.mu.file = nil
+	return err
+}
+
+// writer appends frames to the last segment.
+type writer struct {
+	segment *segment
+	file    vfs.File
+	offset  int64 // where the next frame goes
+	zeroed  int64 // the file is zeros from offset to here
+}
+
+func (w *writer) write(frame []byte) error {
+	end := w.offset + int64(len(frame))
+	n := len(frame)
+	if end > w.zeroed {
+		frame = append(frame, make([]byte, extendBytes)...)
+		w.zeroed = end + extendBytes
+	}
+	if _, err := w.file.WriteAt(frame, w.offset); err != nil {
+		return fmt.Errorf("write %s: %w", w.segment.path, err)
+	}
+	w.offset += int64(n)
+	w.segment.size.Store(w.offset)
+	return nil
+}
+
+// createSegment makes a segment that holds a first frame with its mark and the
+// hard state. It returns the length of that frame.
+func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *pb.HardState) (*writer, int, error) {
+	var salt [8]byte
+	if _, err := rand.Read(salt[:]); err != nil {
+		return nil, 0, err
+	}
+	s := &segment{
+		fs:       o.FS,
+		path:     o.FS.PathJoin(o.Dir, segmentName(sequence)),
+		sequence: sequence,
+		first:    firstFrame,
+		salt:     binary.LittleEndian.Uint64(salt[:]),
+		mark:     mark,
+	}
+	b := appendStart(make([]byte, frameHeaderLen), mark)
+	if hs != nil {
+		b = appendHardState(b, hs)
+	}
+	b = sealFrame(b, s.salt, firstFrame)
+
+	temp := s.path + ".tmp"
+	f, err := o.FS.Create(temp, writeCategory)
+	if err != nil {
+		return nil, 0, err
+	}
+	w := &writer{segment: s, file: f, offset: segmentHeaderLen}
+	err = func() error {
+		if _, err := f.WriteAt(encodeHeader(o, s), 0); err != nil {
+			return err
+		}
+		if err := w.write(b); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+		if err := o.FS.Rename(temp, s.path); err != nil {
+			return err
+		}
+		return syncDir(o.FS, o.Dir)
+	}()
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("create %s: %w", s.path, err), f.Close())
+	}
+	return w, len(b), nil
+}
+
+// The header of a segment: magic, version, header length, cluster, member,
+// sequence, first frame, salt, reserved, checksum.
+func encodeHeader(o *Options, s *segment) []byte {
+	b := make([]byte, 0, segmentHeaderLen)
+	b = append(b, magic...)
+	b = binary.LittleEndian.AppendUint32(b, formatVersion)
+	b = binary.LittleEndian.AppendUint32(b, segmentHeaderLen)
+	b = binary.LittleEndian.AppendUint64(b, o.ClusterID)
+	b = binary.LittleEndian.AppendUint64(b, o.MemberID)
+	b = binary.LittleEndian.AppendUint64(b, s.sequence)
+	b = binary.LittleEndian.AppendUint64(b, s.first)
+	b = binary.LittleEndian.AppendUint64(b, s.salt)
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// decodeHeader checks the header of the segment at path and returns what it
+// says.
+func decodeHeader(o *Options, path string, sequence uint64, b []byte) (*segment, error) {
+	damaged := func(reason string) error { return &DamageError{path, 0, reason} }
+	if len(b) < segmentHeaderLen {
+		return nil, damaged("the header is cut short")
+	}
+	b = b[:segmentHeaderLen]
+	if string(b[:8]) != magic {
+		return nil, damaged("it does not begin like a log segment")
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v > formatVersion {
+		return nil, &VersionError{path, v}
+	}
+	if crc32.Checksum(b[:60], castagnoli) != binary.LittleEndian.Uint32(b[60:]) {
+		return nil, damaged("the checksum of the header is wrong")
+	}
+	cluster, member := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+	if cluster != o.ClusterID || member != o.MemberID {
+		return nil, &ForeignError{path, cluster, member, o.ClusterID, o.MemberID}
+	}
+	if binary.LittleEndian.Uint64(b[32:]) != sequence {
+		return nil, damaged("its header names another segment")
+	}
+	return &segment{
+		fs:       o.FS,
+		path:     path,
+		sequence: sequence,
+		first:    binary.LittleEndian.Uint64(b[40:]),
+		salt:     binary.LittleEndian.Uint64(b[48:]),
+	}, nil
+}
+
+func readFile(fs vfs.FS, path string) ([]byte, error) {
+	f, err := fs.Open(path, vfs.SequentialReadsOption)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+func syncDir(fs vfs.FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,429 @@
+// Package wal is the raft log on disk: entries and hard states in segment
+// files, one write and one fdatasync for each append. It is Coterie's only
+// write-ahead log.
+//
+// It promises that what Append has acknowledged survives a crash; that a torn
+// tail, which no one was told of, is cut when the log is opened; and that
+// damage anywhere else refuses the start and changes nothing. After a failed
+// write or sync the log takes no more appends, since the state of the page
+// cache is then unknown: the caller stops and the next start reads what the
+// disk has.
+//
+// It knows nothing of what the entries say. The format is described byte by
+// byte in docs/format-wal.md.
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+)
+
+// Defaults of Options.
+const (
+	DefaultSegmentBytes = 64 << 20
+	DefaultCacheBytes   = 16 << 20
+)
+
+// ErrClosed is returned by Append after Close.
+var ErrClosed = errors.New("wal: closed")
+
+// DamageError says where a log is damaged in a way that no crash leaves.
+type DamageError struct {
+	Path   string
+	Offset int64
+	Reason string
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("wal: %s is damaged at byte %d: %s; acknowledged writes may be lost: "+
+		"restore this member from a snapshot, or remove its data directory and let it join again", e.Path, e.Offset, e.Reason)
+}
+
+// ForeignError says that a segment belongs to another member or cluster.
+type ForeignError struct {
+	Path                        string
+	ClusterID, MemberID         uint64
+	WantClusterID, WantMemberID uint64
+}
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("wal: %s belongs to member %x of cluster %x, not to member %x of cluster %x: check --data-dir and --wal-dir",
+		e.Path, e.MemberID, e.ClusterID, e.WantMemberID, e.WantClusterID)
+}
+
+// VersionError says that a segment was written by a newer format.
+type VersionError struct {
+	Path    string
+	Version uint32
+}
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("wal: %s has format version %d, this binary reads up to %d: start it with a newer version of Coterie",
+		e.Path, e.Version, formatVersion)
+}
+
+// Options configures Open. Dir is required.
+type Options struct {
+	Dir string
+	// FS is the file system; nil is the disk.
+	FS                  vfs.FS
+	ClusterID, MemberID uint64
+	// SegmentBytes is the size at which a new segment is begun.
+	SegmentBytes int64
+	// CacheBytes bounds the newest entries that are kept in memory for readers.
+	CacheBytes int
+	// NoSync leaves out fdatasync: a power failure then loses acknowledged
+	// writes. For tests and throwaway data.
+	NoSync bool
+	// OnSync, if set, is told how long each fdatasync took.
+	OnSync func(time.Duration)
+	Logger *zap.Logger
+}
+
+// Log is an open raft log. It implements raft.Storage, except that InitialState
+// reports the configuration that SetConfState was given. Append, Compact and
+// Close are called by one goroutine at a time; the reading methods by any.
+type Log struct {
+	o Options
+
+	// Owned by the appending goroutine.
+	tail  *writer
+	buf   []byte
+	err   error // the first failure; final
+	frame uint64
+
+	mu struct {
+		sync.Mutex
+		segments  []*segment // oldest first; the last is the one written to
+		hardState *pb.HardState
+		confState *pb.ConfState
+		// entries holds where each entry after mark is; entries[i] has index mark.index+1+i.
+		entries []location
+		mark    position // the entry before the first
+		cache   entryCache
+		size    int64 // bytes of frames in segments
+	}
+}
+
+type position struct{ index, term uint64 }
+
+// location says where to find an entry: in which frame of which segment.
+type location struct {
+	term    uint64
+	segment *segment
+	offset  int64 // of the frame
+	length  int   // of the frame, with its header
+}
+
+// FirstIndex implements raft.Storage.
+func (l *Log) FirstIndex() (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.mark.index + 1, nil
+}
+
+// LastIndex implements raft.Storage.
+func (l *Log) LastIndex() (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lastIndexLocked(), nil
+}
+
+func (l *Log) lastIndexLocked() uint64 { return l.mu.mark.index + uint64(len(l.mu.entries)) }
+
+// Term implements raft.Storage.
+func (l *Log) Term(i uint64) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case i < l.mu.mark.index:
+		return 0, raft.ErrCompacted
+	case i == l.mu.mark.index:
+		return l.mu.mark.term, nil
+	case i > l.lastIndexLocked():
+		return 0, raft.ErrUnavailable
+	}
+	return l.mu.entries[i-l.mu.mark.index-1].term, nil
+}
+
+// InitialState implements raft.Storage.
+func (l *Log) InitialState() (*pb.HardState, *pb.ConfState, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	cs := l.mu.confState
+	if cs == nil {
+		cs = &pb.ConfState{}
+	}
+	return l.mu.hardState, cs, nil
+}
+
+// SetConfState sets what InitialState reports as configuration. The log does
+// not store it: it belongs to the machine's state, as of its applied index.
+func (l *Log) SetConfState(cs *pb.ConfState) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.confState = cs
+}
+
+// Snapshot implements raft.Storage. Snapshots are made by the machine, not here.
+func (l *Log) Snapshot() (*pb.Snapshot, error) {
+	return nil, raft.ErrSnapshotTemporarilyUnavailable
+}
+
+// Entries implements raft.Storage: the entries [lo, hi), as many as fit in
+// maxSize bytes but at least one.
+func (l *Log) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
+	l.mu.Lock()
+	if lo <= l.mu.mark.index {
+		l.mu.Unlock()
+		return nil, raft.ErrCompacted
+	}
+	if hi > l.lastIndexLocked()+1 {
+		l.mu.Unlock()
+		return nil, raft.ErrUnavailable
+	}
+	if cached, ok := l.mu.cache.slice(lo, hi, maxSize); ok {
+		l.mu.Unlock()
+		return cached, nil
+	}
+	locations := append([]location(nil), l.mu.entries[lo-l.mu.mark.index-1:hi-l.mu.mark.index-1]...)
+	for _, loc := range locations {
+		loc.segment.pin()
+	}
+	l.mu.Unlock()
+	defer func() {
+		for _, loc := range locations {
+			loc.segment.unpin()
+		}
+	}()
+	return l.readEntries(lo, locations, maxSize)
+}
+
+// readEntries reads entries from their segments. Each frame is read and
+// verified once.
+func (l *Log) readEntries(lo uint64, locations []location, maxSize uint64) ([]*pb.Entry, error) {
+	var (
+		out  []*pb.Entry
+		size uint64
+		in   []*pb.Entry // the entries of the frame read last
+		at   location
+	)
+	for i, loc := range locations {
+		index := lo + uint64(i)
+		if i == 0 || loc.segment != at.segment || loc.offset != at.offset {
+			payload, err := loc.segment.readFrame(loc.offset, loc.length)
+			if err != nil {
+				return nil, err
+			}
+			in = in[:0]
+			if err := decodePayload(payload, func(r record) error {
+				if r.entry != nil {
+					in = append(in, r.entry)
+				}
+				return nil
+			}); err != nil {
+				return nil, &DamageError{loc.segment.path, loc.offset, err.Error()}
+			}
+			at = loc
+		}
+		e := find(in, index)
+		if e == nil {
+			return nil, &DamageError{loc.segment.path, loc.offset, fmt.Sprintf("entry %d is missing", index)}
+		}
+		size += uint64(len(e.Data))
+		if len(out) > 0 && size > maxSize {
+			break
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// find returns the last of es that has the index: within one frame a later
+// entry replaces an earlier one.
+func find(es []*pb.Entry, index uint64) *pb.Entry {
+	for i := len(es) - 1; i >= 0; i-- {
+		if es[i].GetIndex() == index {
+			return es[i]
+		}
+	}
+	return nil
+}
+
+// Size returns the bytes of log on disk that are in use.
+func (l *Log) Size() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.size
+}
+
+// Append writes hs, if not nil, and entries, and returns when they are on disk.
+// An entry replaces what the log had at its index and after. Any error is
+// final: every later call returns it again.
+func (l *Log) Append(hs *pb.HardState, entries []*pb.Entry) error {
+	if l.err != nil {
+		return l.err
+	}
+	if err := l.append(hs, entries); err != nil {
+		l.err = fmt.Errorf("wal: append: %w", err)
+		return l.err
+	}
+	return nil
+}
+
+func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
+	if l.tail.offset >= l.o.SegmentBytes {
+		if err := l.rotate(); err != nil {
+			return err
+		}
+	}
+	b := l.buf[:0]
+	if cap(b) > 4<<20 {
+		b = nil // a rare giant must not stay
+	}
+	b = append(b, make([]byte, frameHeaderLen)...)
+	if hs != nil {
+		b = appendHardState(b, hs)
+	}
+	for _, e := range entries {
+		b = appendEntry(b, e)
+	}
+	l.buf = b
+	if len(b)-frameHeaderLen > math.MaxInt32 {
+		return fmt.Errorf("%d bytes do not fit in a frame", len(b))
+	}
+	at, n, err := l.write(b)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.size += int64(n)
+	if hs != nil {
+		l.mu.hardState = hs
+	}
+	for _, e := range entries {
+		if err := l.placeLocked(e.GetIndex(), location{e.GetTerm(), l.tail.segment, at, n}); err != nil {
+			return err
+		}
+		l.mu.cache.add(e)
+	}
+	return nil
+}
+
+// placeLocked notes where the entry with the index is, and forgets those that
+// it replaces.
+func (l *Log) placeLocked(index uint64, loc location) error {
+	if index <= l.mu.mark.index || index > l.lastIndexLocked()+1 {
+		return fmt.Errorf("entry %d does not follow the log, which holds %d to %d", index, l.mu.mark.index+1, l.lastIndexLocked())
+	}
+	l.mu.entries = append(l.mu.entries[:index-l.mu.mark.index-1], loc)
+	return nil
+}
+
+// write completes the frame in b, writes it to the tail and makes it durable.
+// It returns the frame's place.
+func (l *Log) write(b []byte) (offset int64, length int, err error) {
+	l.frame++
+	b = sealFrame(b, l.tail.segment.salt, l.frame)
+	l.buf = b
+	offset = l.tail.offset
+	if err := l.tail.write(b); err != nil {
+		return 0, 0, err
+	}
+	if !l.o.NoSync {
+		start := time.Now()
+		if err := l.tail.file.SyncData(); err != nil {
+			return 0, 0, fmt.Errorf("fdatasync %s: %w", l.tail.segment.path, err)
+		}
+		if l.o.OnSync != nil {
+			l.o.OnSync(time.Since(start))
+		}
+	}
+	return offset, len(b), nil
+}
+
+// rotate begins a new segment. The new file gets its name only when its first
+// frame, which repeats the hard state, is on disk.
+func (l *Log) rotate() error {
+	l.mu.Lock()
+	hs := l.mu.hardState
+	mark := position{index: l.lastIndexLocked(), term: l.mu.mark.term}
+	if n := len(l.mu.entries); n > 0 {
+		mark.term = l.mu.entries[n-1].term
+	}
+	sequence := l.tail.segment.sequence + 1
+	l.mu.Unlock()
+
+	w, n, err := createSegment(&l.o, sequence, l.frame+1, mark, hs)
+	if err != nil {
+		return err
+	}
+	l.frame++
+	old := l.tail
+	l.tail = w
+	l.mu.Lock()
+	l.mu.segments = append(l.mu.segments, w.segment)
+	l.mu.size += int64(n)
+	l.mu.Unlock()
+	return old.file.Close()
+}
+
+// Compact gives up the entries up to index, which must be applied and durable
+// elsewhere, and removes the segments that hold no other. Space is given back
+// in whole segments.
+func (l *Log) Compact(index uint64) error {
+	l.mu.Lock()
+	if index <= l.mu.mark.index {
+		l.mu.Unlock()
+		return nil
+	}
+	if last := l.lastIndexLocked(); index > last {
+		l.mu.Unlock()
+		return fmt.Errorf("wal: compact to %d, beyond the last entry %d", index, last)
+	}
+	n := index - l.mu.mark.index
+	l.mu.mark = position{index: index, term: l.mu.entries[n-1].term}
+	l.mu.entries = append([]location(nil), l.mu.entries[n:]...)
+	l.mu.cache.dropTo(index)
+	// All entries of a segment are at or below the mark of the next.
+	var drop []*segment
+	for len(l.mu.segments) > 1 && l.mu.segments[1].mark.index <= index {
+		drop = append(drop, l.mu.segments[0])
+		l.mu.size -= l.mu.segments[0].size.Load()
+		l.mu.segments = l.mu.segments[1:]
+	}
+	l.mu.Unlock()
+	for _, s := range drop { // oldest first, so that what is left is a suffix
+		if err := s.remove(); err != nil {
+			return fmt.Errorf("wal: compact: %w", err)
+		}
+	}
+	if len(drop) > 0 {
+		return syncDir(l.o.FS, l.o.Dir)
+	}
+	return nil
+}
+
+// Close releases the files. It does not sync: Append already has.
+func (l *Log) Close() error {
+	if errors.Is(l.err, ErrClosed) {
+		return nil
+	}
+	l.err = ErrClosed
+	errs := []error{l.tail.file.Close()}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.mu.segments {
+		errs = append(errs, s.release())
+	}
+	return errors.Join(errs...)
+}
