@@ -1,0 +1,332 @@
+// Package lessor is the leader's lease clock: it decides when a lease has
+// lived its time. It owns the deadlines, renews them on keep-alives, and
+// proposes what must be agreed on, the revocation of expired leases and the
+// checkpoints of remaining times.
+//
+// It promises that no lease is proposed for revocation before the time to live
+// that was last granted or confirmed has passed in full since; that an expired
+// lease cannot be renewed; that expiry is noticed within a few tens of
+// milliseconds; and that a revocation which fails is tried again for as long
+// as this member leads. A new leader starts every lease anew from its
+// checkpointed remaining time, so changes of leaders lengthen lives, never
+// shorten them.
+//
+// It must not know raft, keys or connections. What it needs of them are a
+// Proposer, the lease table and a clock. It never changes the table: it
+// follows it, so a revocation by a client and one of its own look the same.
+package lessor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine/lease"
+)
+
+// ErrNotPrimary is returned while this member does not lead: only the leader
+// knows deadlines.
+var ErrNotPrimary = errors.New("not a primary lessor")
+
+// Proposer replicates a command and returns when it has been applied here.
+// It must fail, rather than hand the command to another leader, when this
+// member no longer leads: the other one may just have renewed the lease that
+// the command revokes.
+type Proposer interface {
+	Propose(ctx context.Context, r *pb.InternalRaftRequest) error
+}
+
+// Leases is the table to follow.
+type Leases interface {
+	Get(id int64) (lease.Lease, bool)
+	All() []lease.Lease
+	Follow() *lease.Feed
+}
+
+// Clock is a monotonic clock.
+type Clock interface {
+	Now() time.Time
+	After(d time.Duration) <-chan time.Time
+}
+
+type systemClock struct{}
+
+func (systemClock) Now() time.Time                         { return time.Now() }
+func (systemClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+// Defaults of Options.
+const (
+	DefaultCheckpointInterval = 5 * time.Minute
+	DefaultMaxInFlight        = 512
+	DefaultRetryInterval      = 500 * time.Millisecond
+)
+
+// Options configures New. The zero value is usable.
+type Options struct {
+	Logger *zap.Logger
+	// Clock is the time; nil is the system's.
+	Clock Clock
+	// Extend is added to every lease by Promote: an election timeout, during
+	// which no leader could have taken keep-alives.
+	Extend time.Duration
+	// CheckpointInterval is how much of its lived time a lease may get back
+	// when the leader changes or restarts. Negative turns checkpoints off.
+	CheckpointInterval time.Duration
+	// MaxInFlight bounds the proposals under way. It is what bounds the rate
+	// of revocations: as many at a time as one batch of the log takes well.
+	MaxInFlight int
+	// RetryInterval is the pause before a failed proposal is repeated.
+	RetryInterval time.Duration
+}
+
+func (o *Options) setDefaults() {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.Clock == nil {
+		o.Clock = systemClock{}
+	}
+	if o.CheckpointInterval == 0 {
+		o.CheckpointInterval = DefaultCheckpointInterval
+	}
+	if o.MaxInFlight <= 0 {
+		o.MaxInFlight = DefaultMaxInFlight
+	}
+	if o.RetryInterval <= 0 {
+		o.RetryInterval = DefaultRetryInterval
+	}
+}
+
+// Lessor is the lease clock of one member. Its methods may be called from any
+// goroutine.
+type Lessor struct {
+	o        Options
+	proposer Proposer
+	// slots holds a token for each proposal under way.
+	slots chan struct{}
+	// tasks counts the loops of reigns and the proposals they started; Close
+	// waits for them.
+	tasks sync.WaitGroup
+
+	renewed atomic.Uint64
+	expired atomic.Uint64
+
+	// mu guards the fields below and everything in the reign. Lock order:
+	// Lessor.mu, then the locks of the table.
+	mu     sync.Mutex
+	table  Leases
+	reign  *reign // nil while this member does not lead
+	closed bool
+}
+
+// New returns a lessor of the table, demoted.
+func New(table Leases, p Proposer, o Options) *Lessor {
+	o.setDefaults()
+	return &Lessor{
+		o:        o,
+		proposer: p,
+		slots:    make(chan struct{}, o.MaxInFlight),
+		table:    table,
+	}
+}
+
+// Promote makes this member's clock the one that counts. Every lease has its
+// remaining time, and Options.Extend more, from now on. It does nothing if
+// this member leads already.
+func (l *Lessor) Promote() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reign != nil || l.closed {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.reign = newReign(l.table, l.o, cancel, ctx.Done())
+	// Ended by Demote, Reset or Close, through cancel; Close waits.
+	l.tasks.Add(1)
+	go l.run(ctx, l.reign)
+}
+
+// Demote forgets all deadlines. It does not wait for proposals under way,
+// which fail or are applied without it, so it may be called from where
+// proposals are worked on.
+func (l *Lessor) Demote() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endReign()
+}
+
+// endReign demotes; l.mu is held.
+func (l *Lessor) endReign() {
+	if l.reign == nil {
+		return
+	}
+	l.reign.cancel()
+	l.reign.feed.Close()
+	l.reign = nil
+}
+
+// Reset follows another table from now on, that of a machine installed from a
+// snapshot. It demotes.
+func (l *Lessor) Reset(table Leases) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endReign()
+	l.table = table
+}
+
+// Close demotes and waits for all that the lessor started.
+func (l *Lessor) Close() {
+	l.mu.Lock()
+	l.closed = true
+	l.endReign()
+	l.mu.Unlock()
+	l.tasks.Wait()
+}
+
+// Renew begins the life of lease id anew and returns its granted time to live
+// in seconds. An expired lease that is not yet revoked cannot be saved: Renew
+// waits for its end and returns lease.ErrNotFound.
+func (l *Lessor) Renew(ctx context.Context, id int64) (ttl int64, err error) {
+	l.mu.Lock()
+	r := l.reign
+	if r == nil {
+		l.mu.Unlock()
+		return 0, ErrNotPrimary
+	}
+	r.sync()
+	t := r.terms[id]
+	if t == nil {
+		l.mu.Unlock()
+		return 0, lease.ErrNotFound
+	}
+	if t.deadline <= r.now() {
+		gone := t.whenGone()
+		l.mu.Unlock()
+		select {
+		case <-gone:
+			return 0, lease.ErrNotFound
+		case <-r.ended:
+			return 0, ErrNotPrimary
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	r.renew(t)
+	granted, recording := t.Lease, t.recording
+	l.mu.Unlock()
+
+	// Only a lease with a checkpoint costs a proposal, so a lease that is
+	// kept alive more often than it is checkpointed costs none.
+	if granted.RemainingTTL > 0 || recording != nil {
+		if err := l.clearCheckpoint(ctx, r, granted, recording); err != nil {
+			return 0, err
+		}
+	}
+	l.renewed.Add(1)
+	return granted.TTL, nil
+}
+
+// clearCheckpoint makes the full time to live of a renewed lease known to
+// future leaders before its owner hears of it. A checkpoint that is under way
+// is waited for, lest it take effect after it was cleared.
+func (l *Lessor) clearCheckpoint(ctx context.Context, r *reign, granted lease.Lease, recording <-chan struct{}) error {
+	if recording != nil {
+		select {
+		case <-recording:
+		case <-r.ended:
+			return ErrNotPrimary
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	err := l.proposer.Propose(ctx, checkpointRequest([]*pb.LeaseCheckpoint{{ID: granted.ID}}))
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reign != r {
+		return ErrNotPrimary
+	}
+	r.sync()
+	if t := r.terms[granted.ID]; t == nil || t.Incarnation != granted.Incarnation {
+		return lease.ErrNotFound
+	}
+	return nil
+}
+
+// TimeToLive returns the granted and the remaining time of lease id in whole
+// seconds, cut towards zero. The remaining time of an expired lease that is
+// not yet revoked is 0 or negative; that of an unknown one is -1, with
+// lease.ErrNotFound.
+func (l *Lessor) TimeToLive(id int64) (granted, remaining int64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.reign
+	if r == nil {
+		return 0, -1, ErrNotPrimary
+	}
+	r.sync()
+	t := r.terms[id]
+	if t == nil {
+		return 0, -1, lease.ErrNotFound
+	}
+	return t.TTL, int64((t.deadline - r.now()) / time.Second), nil
+}
+
+// Leases returns the ids of all leases, on the leader those first that expire
+// first.
+func (l *Lessor) Leases() []int64 {
+	l.mu.Lock()
+	r, table := l.reign, l.table
+	if r == nil {
+		l.mu.Unlock()
+		all := table.All()
+		ids := make([]int64, len(all))
+		for i := range all {
+			ids[i] = all[i].ID
+		}
+		return ids
+	}
+	r.sync()
+	type due struct {
+		id       int64
+		deadline time.Duration
+	}
+	dues := make([]due, 0, len(r.terms))
+	for id, t := range r.terms {
+		dues = append(dues, due{id, t.deadline})
+	}
+	l.mu.Unlock()
+	slices.SortFunc(dues, func(a, b due) int {
+		if a.deadline != b.deadline {
+			return cmp.Compare(a.deadline, b.deadline)
+		}
+		return cmp.Compare(a.id, b.id)
+	})
+	ids := make([]int64, len(dues))
+	for i := range dues {
+		ids[i] = dues[i].id
+	}
+	return ids
+}
+
+// Stats are counts since New.
+type Stats struct {
+	// Renewed counts successful keep-alives.
+	Renewed uint64
+	// Expired counts leases revoked by this lessor.
+	Expired uint64
+}
+
+// Stats returns the counts so far.
+func (l *Lessor) Stats() Stats {
+	return Stats{Renewed: l.renewed.Load(), Expired: l.expired.Load()}
+}
