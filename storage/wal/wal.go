@@ -173,6 +173,15 @@ func (l *Log) SetConfState(cs *pb.ConfState) {
 	l.mu.confState = cs
 }
 
+// RaiseCommit lifts the commit index that InitialState reports, for a caller
+// that knows of more committed entries than the last hard state on disk does.
+func (l *Log) RaiseCommit(index uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hs := l.mu.hardState
+	l.mu.hardState = &pb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: &index}
+}
+
 // Snapshot implements raft.Storage. Snapshots are made by the machine, not here.
 func (l *Log) Snapshot() (*pb.Snapshot, error) {
 	return nil, raft.ErrSnapshotTemporarilyUnavailable

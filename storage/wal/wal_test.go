@@ -1,0 +1,503 @@
+package wal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+)
+
+const dir = "log"
+
+func options(fs vfs.FS) Options {
+	return Options{Dir: dir, FS: fs, ClusterID: 7, MemberID: 9, SegmentBytes: 4 << 10, CacheBytes: 1 << 10}
+}
+
+func newFS(t testing.TB) *vfs.MemFS {
+	fs := vfs.NewCrashableMem()
+	must(t, fs.MkdirAll(dir, 0o755))
+	must(t, syncDir(fs, "/"))
+	return fs
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func entry(index, term uint64, data string) *pb.Entry {
+	return &pb.Entry{Index: &index, Term: &term, Type: pb.EntryNormal.Enum(), Data: []byte(data)}
+}
+
+func hardState(term, vote, commit uint64) *pb.HardState {
+	return &pb.HardState{Term: &term, Vote: &vote, Commit: &commit}
+}
+
+// state is what a reader can learn of a log, in a form to compare.
+func state(t testing.TB, l *Log) string {
+	t.Helper()
+	first, _ := l.FirstIndex()
+	last, _ := l.LastIndex()
+	hs, _, _ := l.InitialState()
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "hs=%d/%d/%d", hs.GetTerm(), hs.GetVote(), hs.GetCommit())
+	term, err := l.Term(first - 1)
+	must(t, err)
+	fmt.Fprintf(&b, " mark=%d/%d", first-1, term)
+	if last < first {
+		return b.String()
+	}
+	es, err := l.Entries(first, last+1, math.MaxUint64)
+	must(t, err)
+	for i, e := range es {
+		if e.GetIndex() != first+uint64(i) {
+			t.Fatalf("entry %d stands at %d", e.GetIndex(), first+uint64(i))
+		}
+		if term, err := l.Term(e.GetIndex()); err != nil || term != e.GetTerm() {
+			t.Fatalf("term of %d is %d, %v; the entry says %d", e.GetIndex(), term, err, e.GetTerm())
+		}
+		fmt.Fprintf(&b, " %d/%d=%.12s", e.GetIndex(), e.GetTerm(), e.Data)
+	}
+	return b.String()
+}
+
+func TestReopenFindsWhatWasAppended(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 1, 1)
+	must(t, err)
+	if got := state(t, l); got != "hs=1/0/1 mark=1/1" {
+		t.Fatalf("a new log: %s", got)
+	}
+	must(t, l.Append(hardState(2, 9, 1), []*pb.Entry{entry(2, 2, "a"), entry(3, 2, "b")}))
+	must(t, l.Append(nil, []*pb.Entry{entry(4, 2, "c")}))
+	must(t, l.Append(hardState(3, 0, 3), []*pb.Entry{entry(4, 3, "C"), entry(5, 3, "")})) // replaces 4
+	const want = "hs=3/0/3 mark=1/1 2/2=a 3/2=b 4/3=C 5/3="
+	if got := state(t, l); got != want {
+		t.Fatalf("got %s, want %s", got, want)
+	}
+	must(t, l.Close())
+	if err := l.Append(nil, nil); !errors.Is(err, ErrClosed) {
+		t.Fatalf("append after close: %v", err)
+	}
+	l, err = Open(options(fs))
+	must(t, err)
+	if got := state(t, l); got != want {
+		t.Fatalf("after reopening %s, want %s", got, want)
+	}
+	must(t, l.Append(nil, []*pb.Entry{entry(6, 3, "d")}))
+	must(t, l.Close())
+	l, err = Open(options(fs))
+	must(t, err)
+	if got := state(t, l); got != want+" 6/3=d" {
+		t.Fatalf("after the second reopening: %s", got)
+	}
+	must(t, l.Close())
+}
+
+func TestEntriesThatDoNotFollow(t *testing.T) {
+	for _, index := range []uint64{0, 1, 3} {
+		l, err := Create(options(newFS(t)), 1, 1)
+		must(t, err)
+		if err := l.Append(nil, []*pb.Entry{entry(index, 1, "x")}); err == nil {
+			t.Fatalf("entry %d was taken after entry 1, which begins the log", index)
+		}
+		must(t, l.Close())
+	}
+}
+
+// fill appends n entries of about 100 bytes each, one at a time.
+func fill(t testing.TB, l *Log, n int) {
+	t.Helper()
+	last, _ := l.LastIndex()
+	for i := range uint64(n) {
+		must(t, l.Append(nil, []*pb.Entry{entry(last+1+i, 1, fmt.Sprintf("%08d%092d", last+1+i, 0))}))
+	}
+}
+
+func TestSegmentsRotateAndCompact(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 0, 0)
+	must(t, err)
+	fill(t, l, 500)
+	names, err := segmentNames(fs, dir)
+	must(t, err)
+	if len(names) < 10 {
+		t.Fatalf("500 entries of 100 bytes made %d segments of 4 KiB", len(names))
+	}
+	before := l.Size()
+	must(t, l.Compact(300))
+	if _, err := l.Entries(300, 301, 1); !errors.Is(err, raft.ErrCompacted) {
+		t.Fatalf("a compacted entry: %v", err)
+	}
+	if _, err := l.Term(299); !errors.Is(err, raft.ErrCompacted) {
+		t.Fatalf("the term of a compacted entry: %v", err)
+	}
+	if _, err := l.Entries(500, 502, 1); !errors.Is(err, raft.ErrUnavailable) {
+		t.Fatalf("an entry not yet written: %v", err)
+	}
+	want := state(t, l)
+	left, err := segmentNames(fs, dir)
+	must(t, err)
+	if len(left) >= len(names)/2+1 || l.Size() > before/2 {
+		t.Fatalf("compacting 300 of 500 entries left %d of %d segments, %d of %d bytes", len(left), len(names), l.Size(), before)
+	}
+	must(t, l.Close())
+	l, err = Open(options(fs))
+	must(t, err)
+	must(t, l.Compact(300)) // whole segments were removed; the rest of the cut is not stored
+	if got := state(t, l); got != want {
+		t.Fatalf("after reopening:\n%s\nwant:\n%s", got, want)
+	}
+	must(t, l.Close())
+}
+
+func TestReadersFinishWhileSegmentsGo(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 0, 0)
+	must(t, err)
+	fill(t, l, 200)
+	stop := make(chan struct{})
+	failed := make(chan error, 1)
+	var reads atomic.Int64
+	go func() {
+		defer close(failed)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			first, _ := l.FirstIndex()
+			es, err := l.Entries(first, first+50, math.MaxUint64)
+			if errors.Is(err, raft.ErrCompacted) {
+				continue
+			}
+			if err != nil || len(es) != 50 {
+				failed <- fmt.Errorf("%d entries from %d: %w", len(es), first, err)
+				return
+			}
+			reads.Add(1)
+		}
+	}()
+	for i := uint64(1); i < 150 || reads.Load() < 20; i++ {
+		must(t, l.Compact(min(i, 150)))
+		if i >= 150 && len(failed) > 0 {
+			break
+		}
+	}
+	close(stop)
+	must(t, <-failed)
+	must(t, l.Close())
+}
+
+func readAll(t testing.TB, fs vfs.FS, name string) []byte {
+	t.Helper()
+	f, err := fs.Open(fs.PathJoin(dir, name))
+	must(t, err)
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	must(t, err)
+	return b
+}
+
+func writeAll(t testing.TB, fs vfs.FS, name string, b []byte) {
+	t.Helper()
+	f, err := fs.Create(fs.PathJoin(dir, name), vfs.WriteCategoryUnspecified)
+	must(t, err)
+	_, err = f.Write(b)
+	must(t, err)
+	must(t, f.Close())
+}
+
+// A crash may leave any part of the last write, since it was not synced: a
+// prefix, or sectors of it in any order.
+func TestTornTailIsCut(t *testing.T) {
+	fs := newFS(t)
+	o := options(fs)
+	o.SegmentBytes = 1 << 20
+	l, err := Create(o, 0, 0)
+	must(t, err)
+	fill(t, l, 20)
+	want := state(t, l)
+	start := l.tail.offset
+	must(t, l.Append(nil, []*pb.Entry{entry(21, 1, string(bytes.Repeat([]byte("torn"), 500)))}))
+	end := l.tail.offset
+	must(t, l.Close())
+	name := segmentName(1)
+	whole := readAll(t, fs, name)
+
+	check := func(what string, content []byte) {
+		t.Helper()
+		writeAll(t, fs, name, content)
+		l, err := Open(o)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if got := state(t, l); got != want {
+			t.Fatalf("%s: got %s, want %s", what, got, want)
+		}
+		// What is written next must not be confused by the remains.
+		must(t, l.Append(nil, []*pb.Entry{entry(21, 1, "again")}))
+		must(t, l.Close())
+		l, err = Open(o)
+		if err != nil {
+			t.Fatalf("%s, appended to and reopened: %v", what, err)
+		}
+		if got := state(t, l); got != want+" 21/1=again" {
+			t.Fatalf("%s, appended to and reopened: %s", what, got)
+		}
+		must(t, l.Close())
+	}
+	for cut := start; cut < end-frameAlign; cut += 13 {
+		check(fmt.Sprintf("file ends at %d of frame [%d, %d)", cut, start, end), whole[:cut])
+		zeroed := bytes.Clone(whole)
+		clear(zeroed[cut:end])
+		check(fmt.Sprintf("zeros from %d of frame [%d, %d)", cut, start, end), zeroed)
+	}
+	for sector := start / 512; sector <= (end-1)/512; sector++ {
+		lost := bytes.Clone(whole)
+		clear(lost[max(sector*512, start):min((sector+1)*512, end)])
+		check(fmt.Sprintf("sector %d was not written", sector), lost)
+	}
+}
+
+func TestDamageIsRefusedAndNothingChanged(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 0, 0)
+	must(t, err)
+	fill(t, l, 100)
+	must(t, l.Close())
+	names, err := segmentNames(fs, dir)
+	must(t, err)
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, name := range names {
+		whole := readAll(t, fs, name)
+		for range 30 {
+			// The last frame of the last segment cannot be told from a torn one.
+			limit := len(whole)
+			if name == names[len(names)-1] {
+				limit = segmentHeaderLen + 2*frameHeaderLen
+			} else {
+				for limit > 0 && whole[limit-1] == 0 {
+					limit--
+				}
+				limit -= frameAlign // padding is not covered by a checksum
+			}
+			damaged := bytes.Clone(whole)
+			at := r.IntN(limit)
+			damaged[at] ^= byte(1 + r.IntN(255))
+			writeAll(t, fs, name, damaged)
+			l, err := Open(options(fs))
+			if err == nil {
+				l.Close()
+				// A byte that no checksum covers is padding; what counts is that no entry is lost.
+				if last, _ := l.LastIndex(); last != 100 || whole[at] != 0 {
+					t.Fatalf("%s with byte %d changed was opened, with entries to %d", name, at, last)
+				}
+			} else {
+				var (
+					damage  *DamageError
+					version *VersionError
+				)
+				if !errors.As(err, &damage) && !errors.As(err, &version) {
+					t.Fatalf("%s with byte %d changed: %v", name, at, err)
+				}
+			}
+			if !bytes.Equal(readAll(t, fs, name), damaged) {
+				t.Fatalf("%s was changed though it was refused", name)
+			}
+		}
+		writeAll(t, fs, name, whole)
+	}
+	// A segment that is missing in the middle.
+	middle := fs.PathJoin(dir, names[len(names)/2])
+	must(t, fs.Rename(middle, middle+".gone"))
+	var damage *DamageError
+	if _, err := Open(options(fs)); !errors.As(err, &damage) {
+		t.Fatalf("a missing segment: %v", err)
+	}
+}
+
+func TestForeignLogIsRefused(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 0, 0)
+	must(t, err)
+	must(t, l.Close())
+	o := options(fs)
+	o.MemberID++
+	var foreign *ForeignError
+	if _, err := Open(o); !errors.As(err, &foreign) {
+		t.Fatalf("another member's log: %v", err)
+	}
+	if _, err := Create(options(fs), 0, 0); err == nil {
+		t.Fatal("a log was created over another")
+	}
+}
+
+// Power fails at a random moment, and the disk keeps a random part of what was
+// not synced.
+func TestCrashKeepsWhatWasAcknowledged(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		fs := newFS(t)
+		l, err := Create(options(fs), 0, 0)
+		must(t, err)
+		acknowledged := uint64(0)
+		for range 1 + r.IntN(3) {
+			// The clone is taken inside the write or sync that is number stop.
+			var crashed *vfs.MemFS
+			stop := int64(1 + r.IntN(60))
+			var ops atomic.Int64
+			faulty := errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && crashed == nil && ops.Add(1) == stop {
+					crashed = fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: r.IntN(101), RNG: r})
+				}
+				return nil
+			}))
+			must(t, l.Close())
+			o := options(faulty)
+			l, err = Open(o)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			atCrash := acknowledged
+			for crashed == nil {
+				var es []*pb.Entry
+				for i := range uint64(1 + r.IntN(3)) {
+					es = append(es, entry(acknowledged+1+i, 1, fmt.Sprintf("%08d%0*d", acknowledged+1+i, r.IntN(900), 0)))
+				}
+				must(t, l.Append(nil, es))
+				if crashed == nil {
+					acknowledged += uint64(len(es))
+					atCrash = acknowledged
+				}
+			}
+			must(t, l.Close())
+			fs, acknowledged = crashed, atCrash
+			l, err = Open(options(fs))
+			if err != nil {
+				t.Fatalf("seed %d: after the crash: %v", seed, err)
+			}
+			last, _ := l.LastIndex()
+			if last < acknowledged {
+				t.Fatalf("seed %d: entry %d was acknowledged, the log ends with %d", seed, acknowledged, last)
+			}
+			es, err := l.Entries(1, last+1, math.MaxUint64)
+			if err != nil && last > 0 {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			for i, e := range es {
+				if want := fmt.Sprintf("%08d", i+1); string(e.Data[:8]) != want {
+					t.Fatalf("seed %d: entry %d holds %s", seed, i+1, e.Data[:8])
+				}
+			}
+			acknowledged = last
+		}
+		must(t, l.Close())
+	}
+}
+
+func TestFailureIsFinal(t *testing.T) {
+	for _, kind := range []errorfs.OpKind{errorfs.OpFileSyncData, errorfs.OpFileWriteAt} {
+		fs := newFS(t)
+		var broken atomic.Bool
+		l, err := Create(options(errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if broken.Load() && op.Kind == kind {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))), 0, 0)
+		must(t, err)
+		fill(t, l, 3)
+		broken.Store(true)
+		if err := l.Append(nil, []*pb.Entry{entry(4, 1, "x")}); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("got %v, want the disk's error", err)
+		}
+		if last, _ := l.LastIndex(); last != 3 {
+			t.Fatalf("entry %d is visible though its append failed", last)
+		}
+		broken.Store(false)
+		// The disk works again, but what the page cache holds is unknown.
+		if err := l.Append(nil, []*pb.Entry{entry(4, 1, "x")}); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("an append after a failed one: %v", err)
+		}
+		must(t, l.Close())
+	}
+}
+
+func TestEntriesHonourMaxSize(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 0, 0)
+	must(t, err)
+	fill(t, l, 100) // of which the cache holds about ten
+	for _, lo := range []uint64{1, 95} {
+		es, err := l.Entries(lo, lo+5, 250)
+		must(t, err)
+		if len(es) != 2 {
+			t.Fatalf("from %d: %d entries of 100 bytes in 250", lo, len(es))
+		}
+		es, err = l.Entries(lo, lo+5, 0)
+		must(t, err)
+		if len(es) != 1 {
+			t.Fatalf("from %d: %d entries for a limit of 0, want the one that is always given", lo, len(es))
+		}
+	}
+	must(t, l.Close())
+}
+
+func FuzzFrame(f *testing.F) {
+	b := appendEntry(appendHardState(appendStart(make([]byte, frameHeaderLen), position{3, 2}), hardState(2, 1, 3)), entry(4, 2, "data"))
+	f.Add(sealFrame(b, 5, 6), uint64(5), uint64(6))
+	f.Add([]byte{}, uint64(0), uint64(0))
+	f.Fuzz(func(t *testing.T, b []byte, salt, number uint64) {
+		payload, n, err := parseFrame(b, salt, number)
+		if err == nil && (n > len(b) || n%frameAlign != 0) {
+			t.Fatalf("a frame of %d bytes in %d", n, len(b))
+		}
+		if err != nil {
+			payload = b // whatever it is, it must not crash the decoder
+		}
+		var again []byte
+		decodeErr := decodePayload(payload, func(r record) error {
+			switch {
+			case r.start != nil:
+				again = appendStart(again, *r.start)
+			case r.hardState != nil:
+				again = appendHardState(again, r.hardState)
+			case r.entry != nil:
+				again = appendEntry(again, r.entry)
+			}
+			return nil
+		})
+		if decodeErr == nil && len(again) > len(payload) {
+			t.Fatalf("%d bytes decoded to records of %d", len(payload), len(again))
+		}
+	})
+}
+
+func BenchmarkAppend(b *testing.B) {
+	for _, size := range []int{300, 64 << 10} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			l, err := Create(Options{Dir: b.TempDir(), ClusterID: 1, MemberID: 1}, 0, 0)
+			must(b, err)
+			defer l.Close()
+			data := string(make([]byte, size))
+			b.SetBytes(int64(size))
+			for i := range b.N {
+				must(b, l.Append(nil, []*pb.Entry{entry(uint64(i+1), 1, data)}))
+			}
+		})
+	}
+}
