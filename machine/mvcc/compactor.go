@@ -1,0 +1,293 @@
+package mvcc
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
+)
+
+// compactor deletes, on a goroutine of its own, the versions that a compaction
+// has made unreadable: those with a newer one at or below the compacted
+// revision, and tombstones below it. A tombstone exactly at it stays, for
+// watchers may still ask for its event.
+//
+// It goes by the revision index from the revision that the last pass finished
+// to the new one, and deletes the predecessor of every version it meets: what
+// an earlier pass kept is superseded, if at all, by one of these. Each version
+// has one deleter, its successor for a put and itself for a tombstone, so a
+// pass that a crash cut short is simply run again, and counts no byte twice.
+type compactor struct {
+	s     *Store
+	limit int           // revisions per batch
+	sleep time.Duration // between batches
+	log   *zap.Logger
+
+	mu       sync.Mutex
+	target   int64           // guarded by mu
+	finished int64           // guarded by mu
+	closed   bool            // guarded by mu
+	waiters  []compactWaiter // guarded by mu
+
+	wake    chan struct{} // of one: target was raised
+	stop    chan struct{}
+	stopped chan struct{}
+}
+
+// compactWaiter is told when versions up to rev have been dealt with.
+type compactWaiter struct {
+	rev  int64
+	done chan struct{}
+}
+
+func newCompactor(s *Store, o Options, finished, target int64) *compactor {
+	return &compactor{
+		s: s, limit: o.CompactionBatchLimit, sleep: o.CompactionSleep, log: o.Logger,
+		target: target, finished: finished,
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+	}
+}
+
+// schedule asks for a compaction up to target and takes over waiters. Targets
+// that come in during a pass make one more pass together.
+func (c *compactor) schedule(target int64, waiters []compactWaiter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.target = max(c.target, target)
+	c.waiters = append(c.waiters, waiters...)
+	c.notify()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// notify closes the channels of those who need not wait any longer. With mu.
+func (c *compactor) notify() {
+	c.waiters = slices.DeleteFunc(c.waiters, func(w compactWaiter) bool {
+		if w.rev > c.finished && !c.closed {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+}
+
+// close ends the goroutine, wherever it is in a pass, and waits for it.
+func (c *compactor) close() {
+	close(c.stop)
+	<-c.stopped
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.notify()
+}
+
+// run is the goroutine: started by Open, ended by close.
+func (c *compactor) run() {
+	defer close(c.stopped)
+	for {
+		c.mu.Lock()
+		from, to := c.finished, c.target
+		c.mu.Unlock()
+		if from < to {
+			start := time.Now()
+			deleted, err := c.pass(from, to)
+			switch {
+			case errors.Is(err, errStopped):
+				return
+			case err != nil:
+				// The engine has told its owner of errors of its own; a
+				// logical one would be met again. Reads go on either way.
+				c.log.Error("compaction stopped", zap.Int64("revision", to), zap.Error(err))
+				<-c.stop
+				return
+			}
+			c.log.Info("finished compaction", zap.Int64("revision", to),
+				zap.Int64("deleted", deleted), zap.Duration("took", time.Since(start)))
+			c.mu.Lock()
+			c.finished = to
+			c.notify()
+			c.mu.Unlock()
+			continue
+		}
+		select {
+		case <-c.wake:
+		case <-c.stop:
+			return
+		}
+	}
+}
+
+var errStopped = errors.New("mvcc: compactor stopped")
+
+// pass deletes what a compaction to to makes unreadable, after one to from.
+func (c *compactor) pass(from, to int64) (deleted int64, err error) {
+	// Readers whose view is below the floor start over on a newer one. There
+	// is one: to is published.
+	c.s.floor.Store(to)
+	next := appendRevisionKey(nil, max(from, 0), 0)
+	end := appendRevisionKey(nil, to+1, 0)
+	for {
+		b := c.s.eng.NewBatch()
+		p := passStep{c: c, batch: b, to: to}
+		next, err = p.run(next, end)
+		if err == nil {
+			err = p.commit(next == nil)
+		}
+		err = errors.Join(err, b.Close())
+		if err != nil {
+			return deleted, err
+		}
+		deleted += p.deleted
+		if next == nil {
+			return deleted, nil
+		}
+		if !c.pause() {
+			return deleted, errStopped
+		}
+	}
+}
+
+// pause sleeps between batches. It reports false if the compactor is to stop.
+func (c *compactor) pause() bool {
+	t := time.NewTimer(c.sleep)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-c.stop:
+		return false
+	}
+}
+
+// passStep is one batch of a pass.
+type passStep struct {
+	c       *compactor
+	batch   *pebble.Batch
+	to      int64
+	deleted int64
+	freed   int64
+	key     []byte // scratch
+}
+
+// run deals with the next revisions in [next, end) and returns where to go on,
+// nil at the end.
+func (p *passStep) run(next, end []byte) (cont []byte, err error) {
+	revs, err := p.c.s.eng.NewIter(next, end)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, revs.Close()) }()
+	hist, err := p.c.s.eng.NewIter(historyLower, historyUpper)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, hist.Close()) }()
+	n := 0
+	for ok := revs.First(); ok; ok = revs.Next() {
+		if n++; n > p.c.limit {
+			return bytes.Clone(revs.Key()), nil
+		}
+		if err := p.revision(revs, hist); err != nil {
+			return nil, err
+		}
+	}
+	return nil, revs.Error()
+}
+
+// revision deals with the version that revs stands on.
+func (p *passStep) revision(revs, hist *pebble.Iterator) error {
+	main, _, err := splitRevisionKey(revs.Key())
+	if err != nil {
+		return err
+	}
+	v, err := revs.ValueAndErr()
+	if err != nil {
+		return err
+	}
+	_, key, err := splitRevisionValue(v)
+	if err != nil {
+		return err
+	}
+	p.key = appendHistoryKey(p.key[:0], aliasString(key), main)
+	if !hist.SeekGE(p.key) || !bytes.Equal(hist.Key(), p.key) {
+		if err := hist.Error(); err != nil {
+			return err
+		}
+		return corruptf("key %q has no record of revision %d, which the revision index names", key, main)
+	}
+	rec, err := hist.ValueAndErr()
+	if err != nil {
+		return err
+	}
+	if isTombstone(rec) && main < p.to {
+		if err := p.delete(hist, main, rec, len(key)); err != nil {
+			return err
+		}
+	}
+	if !hist.Next() {
+		return hist.Error()
+	}
+	prefix, older, err := splitHistoryKey(hist.Key())
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(prefix, p.key[:len(p.key)-mainLen]) {
+		return nil // the version before is another key's: this one has none
+	}
+	if rec, err = hist.ValueAndErr(); err != nil || isTombstone(rec) {
+		return err
+	}
+	return p.delete(hist, older, rec, len(key))
+}
+
+// delete deletes the version that hist stands on.
+func (p *passStep) delete(hist *pebble.Iterator, main int64, rec []byte, keyLen int) error {
+	r, err := decodeRecord(rec, main)
+	if err != nil {
+		return keyError(string(hist.Key()), main, err)
+	}
+	p.deleted++
+	p.freed += recordSize(len(hist.Key()), len(rec), keyLen)
+	op := p.batch.DeleteDeferred(len(hist.Key()))
+	copy(op.Key, hist.Key())
+	if err := op.Finish(); err != nil {
+		return err
+	}
+	op = p.batch.DeleteDeferred(revKeyLen)
+	appendRevisionKey(op.Key[:0], main, r.sub)
+	return op.Finish()
+}
+
+// commit commits the batch, with what the compactor keeps of itself.
+func (p *passStep) commit(last bool) error {
+	s := p.c.s
+	freed := s.freed.Load() + p.freed
+	var b [8]byte
+	if p.freed > 0 {
+		binary.BigEndian.PutUint64(b[:], uint64(freed))
+		if err := p.batch.Set(metaFreed, b[:], nil); err != nil {
+			return err
+		}
+	}
+	if last {
+		binary.BigEndian.PutUint64(b[:], uint64(p.to))
+		if err := p.batch.Set(metaFinished, b[:], nil); err != nil {
+			return err
+		}
+	}
+	if p.batch.Empty() {
+		return nil
+	}
+	if err := s.eng.Commit(p.batch); err != nil {
+		return err
+	}
+	s.freed.Store(freed)
+	return nil
+}

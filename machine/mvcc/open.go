@@ -1,0 +1,166 @@
+package mvcc
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/engine"
+)
+
+// formatVersion is the version of the format in docs/format-mvcc.md.
+const formatVersion = 1
+
+// ErrFormat is returned by Open for data of a version it does not know.
+var ErrFormat = errors.New("mvcc: data of an unknown format version")
+
+// noLeases stands in for a lease table where there is none.
+type noLeases struct{}
+
+func (noLeases) Has(int64) bool       { return false }
+func (noLeases) Attach(int64, string) {}
+func (noLeases) Detach(int64, string) {}
+
+// Open loads the key space from eng: one scan of the history builds the index
+// and attaches keys to their leases. A physical compaction that was not
+// finished goes on in the background. A nil leases means that there are none.
+func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
+	o = o.withDefaults()
+	if leases == nil {
+		leases = noLeases{}
+	}
+	s := &Store{eng: eng, leases: leases, log: o.Logger, streamChunkBytes: o.StreamChunkBytes}
+	if err := s.checkFormat(); err != nil {
+		return nil, err
+	}
+	m, err := s.loadMeta()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.loadIndex(); err != nil {
+		return nil, err
+	}
+	s.w.rev, s.w.base = m.rev, m.rev
+	s.w.compact = m.scheduled
+	s.w.written = m.written
+	s.written.Store(m.written)
+	s.freed.Store(m.freed)
+	s.floor.Store(m.scheduled)
+	s.view.Store(&view{rev: m.rev, compact: m.scheduled, index: s.w.index.freeze()})
+	s.log.Info("key space loaded", zap.Int64("revision", m.rev), zap.Int("keys", s.w.index.root.size),
+		zap.Int64("compact-revision", m.scheduled), zap.Int64("compaction-finished", m.finished))
+
+	s.compactor = newCompactor(s, o, m.finished, m.scheduled)
+	go s.compactor.run() // until Close, which waits for it
+	return s, nil
+}
+
+// checkFormat refuses data of another version, and marks an empty engine.
+func (s *Store) checkFormat() error {
+	v, err := s.eng.Get(metaFormat, nil)
+	switch {
+	case err == nil && (len(v) != 1 || v[0] != formatVersion):
+		return fmt.Errorf("%w: found %x, know %d", ErrFormat, v, formatVersion)
+	case err == nil:
+		return nil
+	case !errors.Is(err, engine.ErrNotFound):
+		return err
+	}
+	b := s.eng.NewBatch()
+	if err := b.Set(metaFormat, []byte{formatVersion}, nil); err != nil {
+		return errors.Join(err, b.Close())
+	}
+	return errors.Join(s.eng.Commit(b), b.Close())
+}
+
+// meta is what is known before the history is read.
+type meta struct {
+	rev                 int64
+	scheduled, finished int64 // compactions
+	written, freed      int64
+}
+
+func (s *Store) loadMeta() (m meta, err error) {
+	if m.scheduled, err = s.metaInt(metaScheduled, noCompaction); err != nil {
+		return m, err
+	}
+	if m.finished, err = s.metaInt(metaFinished, noCompaction); err != nil {
+		return m, err
+	}
+	if m.freed, err = s.metaInt(metaFreed, 0); err != nil {
+		return m, err
+	}
+	if m.finished > m.scheduled {
+		return m, corruptf("compaction to revision %d is finished, but only one to %d was asked for", m.finished, m.scheduled)
+	}
+	m.rev, m.written, err = s.lastRevision()
+	if err == nil && m.rev < m.scheduled {
+		err = corruptf("history ends at revision %d, below the compacted revision %d", m.rev, m.scheduled)
+	}
+	return m, err
+}
+
+// metaInt reads a number of the meta space, absent if it is not there.
+func (s *Store) metaInt(key []byte, absent int64) (int64, error) {
+	v, err := s.eng.Get(key, nil)
+	switch {
+	case errors.Is(err, engine.ErrNotFound):
+		return absent, nil
+	case err != nil:
+		return 0, err
+	case len(v) != 8:
+		return 0, corruptf("meta record %q has %d bytes instead of 8", key, len(v))
+	}
+	return int64(binary.BigEndian.Uint64(v)), nil
+}
+
+// lastRevision reads the end of the revision index. The records of the newest
+// revision are never compacted, so it is there if anything was ever written.
+func (s *Store) lastRevision() (rev, written int64, err error) {
+	it, err := s.eng.NewIter(revisionLower, revisionUpper)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if !it.Last() {
+		return 1, 0, it.Error()
+	}
+	if rev, _, err = splitRevisionKey(it.Key()); err != nil {
+		return 0, 0, err
+	}
+	v, err := it.ValueAndErr()
+	if err != nil {
+		return 0, 0, err
+	}
+	written, _, err = splitRevisionValue(v)
+	return rev, written, err
+}
+
+// loadIndex builds the index from the newest version of every key.
+func (s *Store) loadIndex() error {
+	it, err := s.eng.NewIter(historyLower, historyUpper)
+	if err != nil {
+		return err
+	}
+	unknown := 0
+	err = scanHistory(context.Background(), it, math.MaxInt64, func(key []byte, main int64, r *record) bool {
+		e, _ := s.w.index.put(aliasString(key))
+		e.create, e.mod, e.version, e.lease = r.create, main, r.version, r.lease
+		switch {
+		case r.lease == 0:
+		case s.leases.Has(r.lease):
+			s.leases.Attach(r.lease, e.key)
+		default:
+			unknown++
+		}
+		return true
+	})
+	if unknown > 0 {
+		s.log.Error("keys belong to leases that do not exist", zap.Int("keys", unknown))
+	}
+	return errors.Join(err, it.Close())
+}

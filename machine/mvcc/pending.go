@@ -1,0 +1,192 @@
+package mvcc
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// pending is the batch being applied. All of it belongs to the apply goroutine.
+type pending struct {
+	batch *pebble.Batch
+	// base is the published revision; what is above it is in events, and in
+	// the engine only once the batch is committed.
+	base int64
+	// rev is the revision of the last finished command, compact the compacted
+	// revision after it.
+	rev     int64
+	compact int64
+	index   tree
+	// written is the size of all that was ever written, see recordSize.
+	written int64
+	// events are the changes above base, in order, those of the revision in
+	// progress last.
+	events []*mvccpb.Event
+	revs   []revisionSpan
+	// waiters are told of the end of compactions that the batch asked for.
+	waiters []compactWaiter
+}
+
+// revisionSpan says which events a revision has. The last of pending.revs may
+// be in progress: then its revision is pending.rev+1.
+type revisionSpan struct {
+	start, end int
+	// byKey finds events in a revision of many; made when first needed, with
+	// those before indexed.
+	byKey   map[string]int
+	indexed int
+}
+
+// findByScan is the number of events up to which a revision is searched
+// without a map.
+const findByScan = 16
+
+// Begin starts a batch of commands whose writes go to b. The caller commits b
+// and then calls Publish.
+func (s *Store) Begin(b *pebble.Batch) {
+	w := &s.w
+	w.batch = b
+	w.base = w.rev
+	w.events, w.revs, w.waiters = nil, nil, nil
+}
+
+// RevisionEvents are the changes of one revision, in the order in which they
+// were made.
+type RevisionEvents struct {
+	Revision int64
+	Events   []*mvccpb.Event
+}
+
+// Publish shows the commands since Begin, whose batch is committed, to readers
+// and returns their events: whole revisions, in order, without gaps. The
+// events are shared and must not be changed.
+func (s *Store) Publish() []RevisionEvents {
+	w := &s.w
+	old := s.view.Load()
+	if w.rev != old.rev || w.compact != old.compact {
+		s.written.Store(w.written)
+		s.view.Store(&view{rev: w.rev, compact: w.compact, index: w.index.freeze()})
+	}
+	if len(w.waiters) > 0 {
+		// After the view: the compactor's floor must not pass what is published.
+		s.compactor.schedule(w.compact, w.waiters)
+	}
+	var out []RevisionEvents
+	if len(w.revs) > 0 {
+		out = make([]RevisionEvents, len(w.revs))
+		for i, r := range w.revs {
+			out[i] = RevisionEvents{Revision: w.base + 1 + int64(i), Events: w.events[r.start:r.end:r.end]}
+		}
+	}
+	w.base = w.rev
+	w.batch, w.events, w.revs, w.waiters = nil, nil, nil, nil
+	return out
+}
+
+// PendingRevision is the revision after the last command of the batch being
+// applied. Apply goroutine only.
+func (s *Store) PendingRevision() int64 { return s.w.rev }
+
+// pending is the state after the last change of the batch, that of a
+// transaction in progress included.
+func (s *Store) pending() state {
+	return state{s: s, rev: s.w.reached(), compact: s.w.compact, index: s.w.index.root, writing: true}
+}
+
+// changes is the number of changes of the command in progress.
+func (w *pending) changes() int64 {
+	if n := len(w.revs); n > 0 && w.base+int64(n) > w.rev {
+		r := &w.revs[n-1]
+		return int64(r.end - r.start)
+	}
+	return 0
+}
+
+// reached is the revision that reads of the command in progress see.
+func (w *pending) reached() int64 {
+	if w.changes() > 0 {
+		return w.rev + 1
+	}
+	return w.rev
+}
+
+// finish ends a command. It makes a revision if it changed anything.
+func (w *pending) finish() { w.rev = w.reached() }
+
+// change is an event with its key-value pair, in one allocation.
+type change struct {
+	event mvccpb.Event
+	kv    mvccpb.KeyValue
+}
+
+// add appends an event to the revision in progress, and returns its pair to
+// fill.
+func (w *pending) add(t mvccpb.Event_EventType) *mvccpb.KeyValue {
+	if w.changes() == 0 {
+		w.revs = append(w.revs, revisionSpan{start: len(w.events), end: len(w.events)})
+	}
+	c := new(change)
+	c.event.Type = t
+	c.event.Kv = &c.kv
+	w.events = append(w.events, &c.event)
+	w.revs[len(w.revs)-1].end++
+	return &c.kv
+}
+
+// find returns the pair that main, which is above base, put at key.
+func (w *pending) find(key string, main int64) *mvccpb.KeyValue {
+	r := &w.revs[main-w.base-1]
+	if r.end-r.start <= findByScan {
+		for _, e := range w.events[r.start:r.end] {
+			if aliasString(e.Kv.Key) == key {
+				return e.Kv
+			}
+		}
+	} else {
+		if r.byKey == nil {
+			r.byKey = make(map[string]int, r.end-r.start)
+			r.indexed = r.start
+		}
+		for ; r.indexed < r.end; r.indexed++ {
+			r.byKey[aliasString(w.events[r.indexed].Kv.Key)] = r.indexed
+		}
+		if i, ok := r.byKey[key]; ok {
+			return w.events[i].Kv
+		}
+	}
+	panic(fmt.Sprintf("mvcc: the index names revision %d of key %q, which the batch does not have", main, key))
+}
+
+// write appends one version of key, made by revision main, to the batch.
+func (w *pending) write(key string, main int64, r *record) {
+	var head [recordHeadMax]byte
+	h := appendRecordHead(head[:0], r)
+
+	hl, rl := historyKeyLen(key), len(h)+len(r.value)
+	op := w.batch.SetDeferred(hl, rl)
+	appendHistoryKey(op.Key[:0], key, main)
+	copy(op.Value[copy(op.Value, h):], r.value)
+	finish(op)
+
+	w.written += recordSize(hl, rl, len(key))
+	op = w.batch.SetDeferred(revKeyLen, writtenLen+len(key))
+	appendRevisionKey(op.Key[:0], main, r.sub)
+	binary.BigEndian.PutUint64(op.Value, uint64(w.written))
+	copy(op.Value[writtenLen:], key)
+	finish(op)
+}
+
+// finish ends a deferred write. It can only fail where the batch is indexed.
+func finish(op *pebble.DeferredBatchOp) {
+	if err := op.Finish(); err != nil {
+		fatal(err)
+	}
+}
+
+// fatal ends the process for an error that leaves a command half done: to go
+// on would let this member's state part from that of the others.
+func fatal(err error) {
+	panic(fmt.Errorf("mvcc: while applying a command: %w", err))
+}

@@ -1,0 +1,112 @@
+package mvcc
+
+import (
+	"encoding/binary"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// record is one version of a key, as the history stores it under (key, main).
+type record struct {
+	sub       int64
+	tombstone bool
+	// The rest is zero in a tombstone.
+	create  int64
+	version int64
+	lease   int64
+	// value points into the memory that the record was decoded from.
+	value []byte
+}
+
+// The first byte of a record.
+const (
+	recordPut       = 0
+	recordTombstone = 1
+)
+
+// recordHeadMax bounds what precedes the value.
+const recordHeadMax = 1 + 4*binary.MaxVarintLen64
+
+// appendRecordHead appends all of r but its value.
+func appendRecordHead(dst []byte, r *record) []byte {
+	if r.tombstone {
+		dst = append(dst, recordTombstone)
+		return binary.AppendUvarint(dst, uint64(r.sub))
+	}
+	dst = append(dst, recordPut)
+	dst = binary.AppendUvarint(dst, uint64(r.sub))
+	dst = binary.AppendUvarint(dst, uint64(r.create))
+	dst = binary.AppendUvarint(dst, uint64(r.version))
+	return binary.AppendUvarint(dst, uint64(r.lease))
+}
+
+// decodeRecord decodes the record stored for main. The value is not copied.
+func decodeRecord(b []byte, main int64) (record, error) {
+	var r record
+	if len(b) == 0 {
+		return r, corruptf("empty record")
+	}
+	kind, rest := b[0], b[1:]
+	if kind != recordPut && kind != recordTombstone {
+		return r, corruptf("record of unknown kind %d", kind)
+	}
+	r.tombstone = kind == recordTombstone
+	fields := [...]*int64{&r.sub, &r.create, &r.version, &r.lease}
+	n := len(fields)
+	if r.tombstone {
+		n = 1
+	}
+	for _, f := range fields[:n] {
+		v, w := binary.Uvarint(rest)
+		if w <= 0 {
+			return r, corruptf("record of %d bytes is cut short", len(b))
+		}
+		*f, rest = int64(v), rest[w:]
+	}
+	switch {
+	case r.sub < 0:
+		return r, corruptf("record with sub-revision %d", r.sub)
+	case r.tombstone && len(rest) != 0:
+		return r, corruptf("tombstone with %d bytes too many", len(rest))
+	case !r.tombstone && (r.create <= 0 || r.create > main || r.version <= 0):
+		return r, corruptf("record of revision %d with create revision %d and version %d", main, r.create, r.version)
+	}
+	if !r.tombstone {
+		r.value = rest
+	}
+	return r, nil
+}
+
+// isTombstone tells a tombstone from a put by the first byte of a record.
+func isTombstone(rec []byte) bool { return len(rec) > 0 && rec[0] == recordTombstone }
+
+// keyValue fills kv with the version (key, main) of r.
+func (r *record) keyValue(kv *mvccpb.KeyValue, key []byte, main int64) {
+	kv.Key = key
+	if r.tombstone {
+		return
+	}
+	kv.CreateRevision = r.create
+	kv.ModRevision = main
+	kv.Version = r.version
+	kv.Lease = r.lease
+	kv.Value = r.value
+}
+
+// A value of the revision index is the count of bytes written so far, eight
+// bytes, and the key. The count makes the size of the retained history exact
+// after a crash, for it is durable with the record that it includes.
+const writtenLen = 8
+
+func splitRevisionValue(v []byte) (written int64, key []byte, err error) {
+	if len(v) < writtenLen {
+		return 0, nil, corruptf("revision record %x is too short", v)
+	}
+	return int64(binary.BigEndian.Uint64(v)), v[writtenLen:], nil
+}
+
+// recordSize is what one version adds to the size of the retained history:
+// its history and revision records.
+func recordSize(historyKey, rec, key int) int64 {
+	return int64(historyKey) + int64(rec) + revKeyLen + writtenLen + int64(key)
+}

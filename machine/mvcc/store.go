@@ -1,0 +1,98 @@
+package mvcc
+
+import (
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/engine"
+)
+
+// Defaults of Options.
+const (
+	DefaultCompactionBatchLimit = 1000
+	DefaultCompactionSleep      = 10 * time.Millisecond
+	DefaultStreamChunkBytes     = 3 << 19 // 1.5 MiB, etcd's
+)
+
+// Options configures a Store. The zero value is good.
+type Options struct {
+	Logger *zap.Logger
+	// CompactionBatchLimit is how many revisions physical compaction deals
+	// with between two pauses.
+	CompactionBatchLimit int
+	// CompactionSleep is how long these pauses are.
+	CompactionSleep time.Duration
+	// StreamChunkBytes is the size that responses of RangeStream aim at. In
+	// etcd it is the limit on the size of requests.
+	StreamChunkBytes int
+}
+
+func (o Options) withDefaults() Options {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.CompactionBatchLimit <= 0 {
+		o.CompactionBatchLimit = DefaultCompactionBatchLimit
+	}
+	if o.CompactionSleep <= 0 {
+		o.CompactionSleep = DefaultCompactionSleep
+	}
+	if o.StreamChunkBytes <= 0 {
+		o.StreamChunkBytes = DefaultStreamChunkBytes
+	}
+	return o
+}
+
+// Leases is what the store needs of the lease table. Its methods are called on
+// the apply goroutine, and by Open.
+type Leases interface {
+	Has(id int64) bool
+	Attach(id int64, key string)
+	Detach(id int64, key string)
+}
+
+// Store is the key space. Which of its methods may be called from where is
+// said in the package comment: Begin, the commands and Publish from the apply
+// goroutine, all others from anywhere.
+type Store struct {
+	eng    *engine.Engine
+	leases Leases
+	log    *zap.Logger
+
+	streamChunkBytes int
+
+	// w belongs to the apply goroutine.
+	w pending
+
+	// view is what readers see. Stored by Open and Publish.
+	view atomic.Pointer[view]
+	// floor is the compacted revision up to which versions may have been
+	// deleted. Raised by the compactor before it deletes the first.
+	// Invariant: floor <= view.compact.
+	floor atomic.Int64
+
+	// written and freed are the bytes of all versions ever written, and of
+	// those deleted. Each has one writer: Publish and the compactor.
+	written atomic.Int64
+	freed   atomic.Int64
+
+	compactor *compactor
+}
+
+// Revision is the published revision. A store without writes has revision 1.
+func (s *Store) Revision() int64 { return s.view.Load().rev }
+
+// CompactRevision is the published compacted revision. Like in etcd it is -1
+// before the first compaction.
+func (s *Store) CompactRevision() int64 { return s.view.Load().compact }
+
+// SizeInUse is the size in bytes of the retained history: keys and values of
+// its records as they are stored, before the engine compresses them. It is a
+// function of the commands applied and of the progress of compaction.
+func (s *Store) SizeInUse() int64 { return s.written.Load() - s.freed.Load() }
+
+// Close stops physical compaction; the next Open goes on with it. It does not
+// close the engine. No command may be in progress.
+func (s *Store) Close() { s.compactor.close() }
