@@ -79,8 +79,9 @@ func (c *Compactor) Run(ctx context.Context) {
 }
 
 // runPeriodic notes the revision ten times per interval, where the interval is the period but at most an hour, and
-// keeps as many notes as span the period. The oldest note is then the revision one period ago. The first compaction
-// waits for a whole period, later ones for an interval; a failed one is tried again at the next sample.
+// keeps as many notes as span the period. When a sample's time is over, the oldest note is the revision a period and a
+// sample ago. The first compaction waits for a whole period, later ones for an interval; a failed one is tried again at
+// the next sample.
 func (c *Compactor) runPeriodic(ctx context.Context) {
 	interval := min(c.policy.Period, maxInterval)
 	sampleEvery := interval / samples
