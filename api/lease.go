@@ -1,0 +1,149 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coteriedb/coterie/lessor"
+	"github.com/coteriedb/coterie/machine/lease"
+)
+
+type leaseServer struct {
+	s *Server
+	pb.UnsafeLeaseServer
+}
+
+// LeaseGrant implements pb.LeaseServer.
+func (ls leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	if err := ls.s.charge(ctx, leaseCost); err != nil {
+		return nil, err
+	}
+	if r.ID == 0 {
+		r.ID = newLeaseID()
+	}
+	// Here and not in the machine, because it depends on this member's configuration.
+	r.TTL = max(r.TTL, ls.s.minLeaseTTL)
+	resp, err := ls.s.propose(ctx, &pb.InternalRaftRequest{LeaseGrant: r})
+	if err != nil {
+		return nil, err
+	}
+	grant := resp.(*pb.LeaseGrantResponse)
+	grant.Header = ls.s.complete(grant.Header)
+	return grant, nil
+}
+
+// LeaseRevoke implements pb.LeaseServer.
+func (ls leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	resp, err := ls.s.propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: r})
+	if err != nil {
+		return nil, err
+	}
+	revoke := resp.(*pb.LeaseRevokeResponse)
+	revoke.Header = ls.s.complete(revoke.Header)
+	return revoke, nil
+}
+
+// LeaseTimeToLive implements pb.LeaseServer. A lease that does not exist has -1 seconds left.
+func (ls leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	resp := &pb.LeaseTimeToLiveResponse{ID: r.ID}
+	err := ls.s.onLeader(ctx, func() (err error) {
+		resp.GrantedTTL, resp.TTL, err = ls.s.node.Lessor().TimeToLive(r.ID)
+		return err
+	})
+	switch {
+	case errors.Is(err, lease.ErrNotFound):
+		resp.GrantedTTL, resp.TTL = 0, -1
+	case err != nil:
+		return nil, err
+	case r.Keys:
+		for _, k := range ls.s.node.LeaseKeys(r.ID) {
+			resp.Keys = append(resp.Keys, []byte(k))
+		}
+	}
+	resp.Header = ls.s.complete(nil)
+	return resp, nil
+}
+
+// LeaseLeases implements pb.LeaseServer.
+func (ls leaseServer) LeaseLeases(context.Context, *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+	resp := &pb.LeaseLeasesResponse{Header: ls.s.complete(nil)}
+	for _, id := range ls.s.node.Lessor().Leases() {
+		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: id})
+	}
+	return resp, nil
+}
+
+// LeaseKeepAlive implements pb.LeaseServer. Keep-alives of one stream are answered in order.
+func (ls leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	ctx := stream.Context()
+	reqs, failure := receive(ls.s, ctx, stream.Recv)
+	for {
+		select {
+		case <-ctx.Done():
+			return statusError(context.Cause(ctx))
+		case r, ok := <-reqs:
+			if !ok {
+				if errors.Is(*failure, io.EOF) {
+					return nil
+				}
+				return statusError(*failure)
+			}
+			resp, err := ls.keepAlive(ctx, r.ID)
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(resp); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (ls leaseServer) keepAlive(ctx context.Context, id int64) (*pb.LeaseKeepAliveResponse, error) {
+	// The header is made first: its revision must not be one at which the lease, renewed now,
+	// has been revoked already.
+	resp := &pb.LeaseKeepAliveResponse{ID: id, Header: ls.s.complete(nil)}
+	err := ls.s.onLeader(ctx, func() (err error) {
+		resp.TTL, err = ls.s.node.Lessor().Renew(ctx, id)
+		return err
+	})
+	if errors.Is(err, lease.ErrNotFound) {
+		resp.TTL = 0 // how a client learns that its lease is gone
+		err = nil
+	}
+	return resp, err
+}
+
+// catchUp is how long a question about a lease waits for this member to have applied what the
+// cluster has agreed on.
+const catchUp = time.Second
+
+// onLeader asks the lessor something. An answer that may only mean that this member lags, or is
+// about to lead, is asked for again once it has caught up. The error is lease.ErrNotFound or
+// one for the client.
+func (s *Server) onLeader(ctx context.Context, ask func() error) error {
+	err := ask()
+	if errors.Is(err, lease.ErrNotFound) || errors.Is(err, lessor.ErrNotPrimary) {
+		wait, cancel := context.WithTimeout(ctx, catchUp)
+		defer cancel()
+		if werr := s.node.ReadIndex(wait); werr != nil {
+			if ctx.Err() == nil && wait.Err() != nil {
+				return rpctypes.ErrGRPCTimeoutWaitAppliedIndex
+			}
+			return statusError(werr)
+		}
+		err = ask()
+	}
+	switch {
+	case err == nil, errors.Is(err, lease.ErrNotFound):
+		return err
+	case errors.Is(err, lessor.ErrNotPrimary):
+		return rpctypes.ErrGRPCLeaderChanged // which clients answer by trying again
+	}
+	return statusError(err)
+}

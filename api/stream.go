@@ -1,0 +1,139 @@
+package api
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+)
+
+// streams are the streams in progress: those that the server must be able to end.
+type streams struct {
+	mu sync.Mutex
+	// open holds the streams, and whether they require a leader. Guarded by mu.
+	open map[*stream]bool
+	// ended is why no stream may begin. Guarded by mu.
+	ended error
+}
+
+func (ss *streams) init() { ss.open = map[*stream]bool{} }
+
+// add makes st one of the streams, until remove.
+func (ss *streams) add(st *stream, needsLeader bool) error {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.ended != nil {
+		return ss.ended
+	}
+	ss.open[st] = needsLeader
+	return nil
+}
+
+func (ss *streams) remove(st *stream) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	delete(ss.open, st)
+}
+
+// close ends all streams, and those that try to begin later, with err.
+func (ss *streams) close(err error) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.ended = err
+	for st := range ss.open {
+		st.cancel(err)
+	}
+}
+
+// loseLeader ends the streams that require a leader.
+func (ss *streams) loseLeader() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	for st, needsLeader := range ss.open {
+		if needsLeader {
+			st.cancel(rpctypes.ErrGRPCNoLeader)
+		}
+	}
+}
+
+// stream is a client's stream whose context the server can end, with a cause, and whose
+// messages are counted.
+type stream struct {
+	grpc.ServerStream
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	calls  *callMetrics
+}
+
+// Context implements grpc.ServerStream.
+func (st *stream) Context() context.Context { return st.ctx }
+
+// SendMsg implements grpc.ServerStream.
+func (st *stream) SendMsg(m any) error {
+	err := st.ServerStream.SendMsg(m)
+	if err == nil {
+		st.calls.sent.Inc()
+	}
+	return err
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (st *stream) RecvMsg(m any) error {
+	err := st.ServerStream.RecvMsg(m)
+	if err == nil {
+		st.calls.received.Inc()
+	}
+	return err
+}
+
+// patience is for how many election timeouts a stream that requires a leader may go without.
+// Ending streams makes all clients connect anew, so it is not done at every election.
+const patience = 3
+
+// watchLeader ends streams that require a leader when there is none for long.
+func (s *Server) watchLeader() {
+	tick := time.NewTicker(s.cfg.ElectionTimeout)
+	defer tick.Stop()
+	without := 0
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+		}
+		if s.node.Status().Leader != 0 {
+			without = 0
+			continue
+		}
+		if without++; without >= patience {
+			s.streams.loseLeader()
+		}
+	}
+}
+
+// receive calls recv until it fails and passes on what it returns, from a goroutine, because
+// nothing but the end of the handler interrupts a receive. The channel is closed after the
+// error has been stored. The goroutine ends with the handler's stream; Close waits for it.
+func receive[T any](s *Server, ctx context.Context, recv func() (T, error)) (<-chan T, *error) {
+	reqs := make(chan T)
+	var failure error
+	s.group.Go(func() {
+		defer close(reqs)
+		for {
+			r, err := recv()
+			if err != nil {
+				failure = err
+				return
+			}
+			select {
+			case reqs <- r:
+			case <-ctx.Done():
+				failure = context.Cause(ctx)
+				return
+			}
+		}
+	})
+	return reqs, &failure
+}
