@@ -1,0 +1,149 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine/mvcc"
+)
+
+const (
+	// distributeBatch is how many revisions the distributor takes out of the
+	// ring at a time.
+	distributeBatch = 256
+	// historyRevisions and historyBytes bound one reading of the history.
+	historyRevisions = 4096
+	historyBytes     = 1 << 20
+)
+
+// run is the distributor: it gives each revision to the synced watchers.
+func (h *Hub) run(ctx context.Context) {
+	defer h.distributor.Done()
+	scratch := make([]entry, 0, distributeBatch)
+	var (
+		timer <-chan time.Time
+		until time.Time // when timer fires
+	)
+	for ctx.Err() == nil {
+		busy := h.distributeSome(ctx, scratch)
+		h.answerAsking()
+		next, any := h.ringAlarms()
+		if busy {
+			continue
+		}
+		if any && (timer == nil || next.Before(until)) {
+			timer, until = h.o.Clock.After(max(0, next.Sub(h.o.Clock.Now()))), next
+		}
+		select {
+		case <-h.wake:
+		case <-timer:
+			timer = nil
+		case <-ctx.Done():
+		}
+	}
+}
+
+// distributeSome distributes the next revisions and tells whether there were
+// any.
+func (h *Hub) distributeSome(ctx context.Context, scratch []entry) bool {
+	from := h.distributed.Load() + 1
+	entries, held := h.ring.read(scratch, from, distributeBatch)
+	if !held {
+		h.bridge(ctx, from)
+		return true
+	}
+	for i := range entries {
+		h.distribute(&entries[i])
+	}
+	clear(entries)
+	return len(entries) > 0
+}
+
+// distribute gives one revision to the synced watchers of its keys. Those
+// whose stream has no room fall behind, with this revision as their next.
+func (h *Hub) distribute(e *entry) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.synced.match(e, func(w *watcher, evs []*event, bytes int) {
+		if e.revision >= w.next && !w.s.offer(delivery{w: w, revision: e.revision, events: evs, bytes: bytes}) {
+			w.next = e.revision
+			h.full = append(h.full, w)
+		}
+	})
+	for i, w := range h.full {
+		h.unsync(w)
+		h.full[i] = nil
+	}
+	h.full = h.full[:0]
+	h.distributed.Store(e.revision)
+}
+
+// offer queues d if there is room, or if there is nothing else.
+func (s *Stream) offer(d delivery) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return true
+	}
+	if s.queue.len() > 0 && s.queue.bytes+d.bytes > s.h.o.StreamBytes {
+		return false
+	}
+	s.enqueue(d)
+	return true
+}
+
+// unsync makes w lag. h.mu is held.
+func (h *Hub) unsync(w *watcher) {
+	h.synced.remove(w)
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.fallBehind(w)
+}
+
+// bridge distributes revisions that left the ring before the distributor came
+// to them, out of the history. It reads them once for all watchers: were each
+// to read for itself, one burst would send every stream of the server to the
+// disk.
+func (h *Hub) bridge(ctx context.Context, from int64) {
+	first, _ := h.ring.bounds()
+	for from < first && ctx.Err() == nil {
+		to := min(first-1, from+historyRevisions-1)
+		evs, next, err := h.src.ReadEvents(from, to, func([]byte) bool { return true }, historyBytes)
+		if err != nil {
+			if !errors.Is(err, mvcc.ErrCompacted) {
+				h.o.Logger.Error("watch: cannot read missed events", zap.Int64("from", from), zap.Int64("to", to), zap.Error(err))
+			}
+			h.unsyncAll(from, first-1)
+			return
+		}
+		for _, r := range evs {
+			e := newEntry(r)
+			h.distribute(&e)
+		}
+		h.mu.Lock()
+		h.distributed.Store(next - 1)
+		h.mu.Unlock()
+		from = next
+	}
+}
+
+// unsyncAll leaves the revisions from up to last to the watchers themselves:
+// they find out whether they can have them, or why not.
+func (h *Hub) unsyncAll(from, last int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var ws []*watcher
+	h.synced.each(func(w *watcher) {
+		if w.next <= last {
+			ws = append(ws, w)
+		}
+	})
+	for _, w := range ws {
+		w.next = max(w.next, from)
+		h.unsync(w)
+	}
+	h.distributed.Store(last)
+}
