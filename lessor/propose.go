@@ -127,6 +127,7 @@ func (l *Lessor) checkpoint(ctx context.Context, r *reign, terms []*term) {
 	for _, t := range terms {
 		t.recording = nil
 		if err != nil {
+			t.RemainingTTL = t.TTL // may yet be recorded: the next renewal clears it
 			r.hasten(t)
 		}
 	}
