@@ -80,11 +80,12 @@ type Lessor interface {
 	Leases() []int64
 }
 
-// WatchStream is the server side of one watch stream. Create, Cancel and RequestProgress are
-// called from one goroutine, Next from another.
+// WatchStream is the server side of one watch stream. Next is called from one goroutine, the
+// other methods from another.
 type WatchStream interface {
-	Create(r *pb.WatchCreateRequest)
-	Cancel(id int64)
+	// Create and Cancel wait while the client leaves too many answers unread.
+	Create(ctx context.Context, r *pb.WatchCreateRequest) error
+	Cancel(ctx context.Context, id int64) error
 	RequestProgress()
 	// Next waits for the next response. Of its header the revision is filled.
 	Next(ctx context.Context) (*pb.WatchResponse, error)

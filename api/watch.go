@@ -25,9 +25,9 @@ func (ws watchServer) Watch(stream pb.Watch_WatchServer) error {
 	watch := ws.s.node.NewWatchStream()
 	defer watch.Close()
 
-	// Ends with the stream, or when the handler has returned; Server.Close waits for it.
+	// Ends with the stream, which ends with this handler; Server.Close waits for it.
 	ws.s.group.Go(func() {
-		if err := takeWatchRequests(stream, watch); !errors.Is(err, io.EOF) {
+		if err := takeWatchRequests(ctx, stream, watch); !errors.Is(err, io.EOF) {
 			cancel(err)
 		} // else the client asks for nothing more and goes on listening
 	})
@@ -48,7 +48,7 @@ func (ws watchServer) Watch(stream pb.Watch_WatchServer) error {
 }
 
 // takeWatchRequests passes requests on until the client has no more, then returns why.
-func takeWatchRequests(stream pb.Watch_WatchServer, watch WatchStream) error {
+func takeWatchRequests(ctx context.Context, stream pb.Watch_WatchServer, watch WatchStream) error {
 	for {
 		req, err := stream.Recv()
 		if err != nil {
@@ -57,16 +57,19 @@ func takeWatchRequests(stream pb.Watch_WatchServer, watch WatchStream) error {
 		switch r := req.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
 			if r.CreateRequest != nil {
-				watch.Create(r.CreateRequest)
+				err = watch.Create(ctx, r.CreateRequest)
 			}
 		case *pb.WatchRequest_CancelRequest:
 			if r.CancelRequest != nil {
-				watch.Cancel(r.CancelRequest.WatchId)
+				err = watch.Cancel(ctx, r.CancelRequest.WatchId)
 			}
 		case *pb.WatchRequest_ProgressRequest:
 			if r.ProgressRequest != nil {
 				watch.RequestProgress()
 			}
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
