@@ -41,7 +41,7 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.loadIndex(); err != nil {
+	if err := s.loadIndex(m.rev); err != nil {
 		return nil, err
 	}
 	s.w.rev, s.w.base = m.rev, m.rev
@@ -140,16 +140,18 @@ func (s *Store) lastRevision() (rev, written int64, err error) {
 	return rev, written, err
 }
 
-// loadIndex builds the index from the newest version of every key.
-func (s *Store) loadIndex() error {
+// loadIndex builds the index from the newest version of every key, none of which
+// may be above rev.
+func (s *Store) loadIndex(rev int64) error {
 	it, err := s.eng.NewIter(historyLower, historyUpper)
 	if err != nil {
 		return err
 	}
-	unknown := 0
+	unknown, newest := 0, int64(0)
 	err = scanHistory(context.Background(), it, math.MaxInt64, func(key []byte, main int64, r *record) bool {
 		e, _ := s.w.index.put(aliasString(key))
 		e.create, e.mod, e.version, e.lease = r.create, main, r.version, r.lease
+		newest = max(newest, main)
 		switch {
 		case r.lease == 0:
 		case s.leases.Has(r.lease):
@@ -161,6 +163,9 @@ func (s *Store) loadIndex() error {
 	})
 	if unknown > 0 {
 		s.log.Error("keys belong to leases that do not exist", zap.Int("keys", unknown))
+	}
+	if err == nil && newest > rev {
+		err = corruptf("the history reaches revision %d, but the revision index ends at %d", newest, rev)
 	}
 	return errors.Join(err, it.Close())
 }

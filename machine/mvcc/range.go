@@ -143,6 +143,16 @@ func (st *state) find(ctx context.Context, q *query, rev int64, withTotal bool) 
 
 // findLive finds rows in the index, without values.
 func (st *state) findLive(ctx context.Context, q *query, withTotal bool) ([]row, int64, error) {
+	if q.span.single {
+		it := st.index.get(q.span.from)
+		switch {
+		case it == nil:
+			return nil, 0, nil
+		case !q.passes(it.create, it.mod):
+			return nil, 1, nil
+		}
+		return []row{{item: *it}}, 1, nil
+	}
 	lo, hi := q.span.ranks(&st.index)
 	total := hi - lo
 	if q.limit > 0 && int64(hi-lo) > q.limit {
@@ -248,8 +258,8 @@ func (st *state) pair(ctx context.Context, it *item, withValue bool) (*mvccpb.Ke
 // more to open, and less per value.
 const getUpTo = 3
 
-// load reads the values of rows that do not have them. The rows are of one
-// read at rev.
+// load reads the values of rows that do not have them. The rows were found by
+// a read at rev.
 func (st *state) load(ctx context.Context, rev int64, rows []row) error {
 	missing := 0
 	for i := range rows {
@@ -257,7 +267,7 @@ func (st *state) load(ctx context.Context, rev int64, rows []row) error {
 		if r.loaded {
 			continue
 		}
-		if kv := st.written(r.key, r.mod); kv != nil && rev == st.rev {
+		if kv := st.written(r.key, r.mod); kv != nil {
 			r.value, r.loaded = kv.Value, true
 			continue
 		}
@@ -287,11 +297,15 @@ func (st *state) loadEach(rows []row) error {
 	return nil
 }
 
-// loadAll reads values through one iterator.
+// loadAll reads values through one iterator. None of them is in memory only, so
+// the batch being applied need not be looked at.
 func (st *state) loadAll(ctx context.Context, rev int64, rows []row) error {
 	low, high := rows[0].key, rows[0].key
 	for i := range rows {
 		low, high = min(low, rows[i].key), max(high, rows[i].key)
+	}
+	if st.writing {
+		rev = min(rev, st.s.w.base)
 	}
 	it, closer, err := st.iter(appendKeyPrefix(nil, low), appendAfterKey(nil, high), rev)
 	if err != nil {

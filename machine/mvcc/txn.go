@@ -66,16 +66,18 @@ func (s *Store) ReadTxn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 
 // decide appends the decisions of r to path.
 func (st *state) decide(ctx context.Context, r *pb.TxnRequest, path []bool) ([]bool, error) {
-	ok, err := st.holds(ctx, r.Compare)
+	ok, err := st.holds(ctx, r.GetCompare())
 	if err != nil {
 		return nil, err
 	}
 	path = append(path, ok)
 	for _, op := range branch(r, ok) {
-		if nested := op.GetRequestTxn(); nested != nil {
-			if path, err = st.decide(ctx, nested, path); err != nil {
-				return nil, err
-			}
+		nested, ok := op.GetRequest().(*pb.RequestOp_RequestTxn)
+		if !ok {
+			continue
+		}
+		if path, err = st.decide(ctx, nested.RequestTxn, path); err != nil {
+			return nil, err
 		}
 	}
 	return path, nil
@@ -83,9 +85,9 @@ func (st *state) decide(ctx context.Context, r *pb.TxnRequest, path []bool) ([]b
 
 func branch(r *pb.TxnRequest, succeeded bool) []*pb.RequestOp {
 	if succeeded {
-		return r.Success
+		return r.GetSuccess()
 	}
-	return r.Failure
+	return r.GetFailure()
 }
 
 // check finds the first operation that would fail. It returns the decisions

@@ -1,0 +1,186 @@
+package mvcc
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/coteriedb/coterie/storage/engine"
+)
+
+// leaseTable is a lease table for tests.
+type leaseTable struct {
+	keys map[int64][]string
+}
+
+func newLeaseTable(ids ...int64) *leaseTable {
+	t := &leaseTable{keys: make(map[int64][]string)}
+	for _, id := range ids {
+		t.keys[id] = nil
+	}
+	return t
+}
+
+func (t *leaseTable) Has(id int64) bool { _, ok := t.keys[id]; return ok }
+
+func (t *leaseTable) Attach(id int64, key string) { t.keys[id] = append(t.keys[id], key) }
+
+func (t *leaseTable) Detach(id int64, key string) {
+	t.keys[id] = slices.DeleteFunc(t.keys[id], func(k string) bool { return k == key })
+}
+
+// harness is a store with its engine.
+type harness struct {
+	t      testing.TB
+	fs     vfs.FS
+	leases *leaseTable
+	eng    *engine.Engine
+	s      *Store
+	opts   Options
+}
+
+func newHarness(t testing.TB, leases ...int64) *harness {
+	h := &harness{
+		t: t, fs: vfs.NewMem(), leases: newLeaseTable(leases...),
+		opts: Options{CompactionBatchLimit: 7, CompactionSleep: time.Microsecond},
+	}
+	h.open()
+	t.Cleanup(h.close)
+	return h
+}
+
+func (h *harness) open() {
+	h.t.Helper()
+	eng, err := engine.Open(engine.Options{Dir: "db", FS: h.fs, OnFatal: func(err error) { h.t.Error(err) }})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	s, err := Open(eng, h.leases, h.opts)
+	if err != nil {
+		h.t.Fatal(err, eng.Close())
+	}
+	h.eng, h.s = eng, s
+}
+
+func (h *harness) close() {
+	if h.s == nil {
+		return
+	}
+	h.s.Close()
+	if err := h.eng.Close(); err != nil {
+		h.t.Error(err)
+	}
+	h.s, h.eng = nil, nil
+}
+
+// reopen restarts cleanly: all that was committed is there.
+func (h *harness) reopen() {
+	h.t.Helper()
+	if err := h.eng.Flush(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.close()
+	h.leases.clear()
+	h.open()
+}
+
+func (t *leaseTable) clear() {
+	for id := range t.keys {
+		t.keys[id] = nil
+	}
+}
+
+// apply applies the commands of fn as one batch.
+func (h *harness) apply(fn func()) []RevisionEvents {
+	h.t.Helper()
+	b := h.eng.NewBatch()
+	h.s.Begin(b)
+	fn()
+	if err := h.eng.Commit(b); err != nil {
+		h.t.Fatal(err)
+	}
+	evs := h.s.Publish()
+	if err := b.Close(); err != nil {
+		h.t.Fatal(err)
+	}
+	return evs
+}
+
+func (h *harness) put(key, value string) {
+	h.t.Helper()
+	h.apply(func() {
+		if _, err := h.s.Put(&pb.PutRequest{Key: []byte(key), Value: []byte(value)}); err != nil {
+			h.t.Fatal(err)
+		}
+	})
+}
+
+// compact compacts and waits for the end of it.
+func (h *harness) compact(rev int64) {
+	h.t.Helper()
+	var done <-chan struct{}
+	h.apply(func() {
+		var err error
+		if done, err = h.s.Compact(rev); err != nil {
+			h.t.Fatal(err)
+		}
+	})
+	h.wait(done)
+}
+
+func (h *harness) wait(done <-chan struct{}) {
+	h.t.Helper()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		h.t.Fatal("compaction does not end")
+	}
+}
+
+func (h *harness) get(key, end string, rev int64) *pb.RangeResponse {
+	h.t.Helper()
+	resp, err := h.s.Range(context.Background(), &pb.RangeRequest{Key: []byte(key), RangeEnd: []byte(end), Revision: rev})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return resp
+}
+
+// storedBytes is the size of history and revision index as stored.
+func (h *harness) storedBytes() int64 {
+	h.t.Helper()
+	var n int64
+	for _, bounds := range [][2][]byte{{historyLower, historyUpper}, {revisionLower, revisionUpper}} {
+		h.each(bounds[0], bounds[1], func(it *pebble.Iterator) {
+			n += int64(len(it.Key()) + len(it.Value()))
+		})
+	}
+	return n
+}
+
+func (h *harness) each(lower, upper []byte, fn func(*pebble.Iterator)) {
+	h.t.Helper()
+	it, err := h.eng.NewIter(lower, upper)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		fn(it)
+	}
+	if err := it.Close(); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// checkSize compares the size kept incrementally with a count.
+func (h *harness) checkSize() {
+	h.t.Helper()
+	if got, want := h.s.SizeInUse(), h.storedBytes(); got != want {
+		h.t.Fatalf("SizeInUse is %d, stored are %d bytes", got, want)
+	}
+}
