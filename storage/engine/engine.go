@@ -232,8 +232,8 @@ func (e *Engine) Close() error {
 	return err
 }
 
-// CompactSpan rewrites the files over [lower, upper) so that deleted data
-// gives its space back now rather than in the course of later writes.
-func (e *Engine) CompactSpan(ctx context.Context, lower, upper []byte) error {
-	return e.db.Compact(ctx, lower, upper, false)
+// CompactAll rewrites all files, so that deleted data gives its space back now
+// rather than in the course of later writes. Nothing else waits for it.
+func (e *Engine) CompactAll(ctx context.Context) error {
+	return e.db.Compact(ctx, []byte{0}, []byte{0xff, 0xff}, false)
 }

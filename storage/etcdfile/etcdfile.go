@@ -39,17 +39,20 @@ type Member struct {
 
 // Contents is what goes into a file: the state at one applied index.
 type Contents struct {
-	Index, Term     uint64
-	StorageVersion  string // of the layout, such as "3.7.0"
-	ClusterVersion  string
-	CompactRevision int64 // 0 if there was no compaction
-	Leases          []Lease
-	Alarms          []*pb.AlarmMember
-	Members         []Member
-	AuthEnabled     bool
-	AuthRevision    uint64
-	Users           []*authpb.User
-	Roles           []*authpb.Role
+	Index, Term    uint64
+	StorageVersion string // of the layout, such as "3.7.0"
+	ClusterVersion string
+	// ScheduledCompaction is the revision compacted to, and FinishedCompaction
+	// the one to which that is done; etcd does the rest when it starts. Values
+	// below 1 mean that there was none.
+	ScheduledCompaction, FinishedCompaction int64
+	Leases                                  []Lease
+	Alarms                                  []*pb.AlarmMember
+	Members                                 []Member
+	AuthEnabled                             bool
+	AuthRevision                            uint64
+	Users                                   []*authpb.User
+	Roles                                   []*authpb.Role
 	// Revisions calls fn for all retained changes in the order of their
 	// revisions.
 	Revisions func(fn func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error
@@ -152,10 +155,11 @@ func writeMeta(b *bolt.Bucket, c *Contents) error {
 		b.Put([]byte("confState"), confState),
 		b.Put([]byte("storageVersion"), []byte(c.StorageVersion)),
 	}
-	if c.CompactRevision > 0 {
-		// Only as scheduled: whether every deletion was done when the state was
-		// taken is open, and etcd finishes what is scheduled.
-		errs = append(errs, b.Put([]byte("scheduledCompactRev"), revisionKey(c.CompactRevision, 0, false)))
+	if c.ScheduledCompaction > 0 {
+		errs = append(errs, b.Put([]byte("scheduledCompactRev"), revisionKey(c.ScheduledCompaction, 0, false)))
+	}
+	if c.FinishedCompaction > 0 {
+		errs = append(errs, b.Put([]byte("finishedCompactRev"), revisionKey(c.FinishedCompaction, 0, false)))
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,464 @@
+// Package consensus drives raft: it packs commands into batches, has them
+// written and replicated, hands the committed ones to the state machine in
+// order, and confirms read indexes. It knows nothing of what commands say.
+//
+// The core steps raft and holds the callers, without I/O, goroutines or a
+// clock. Node puts three goroutines around it: one owns the core, one appends
+// to the log, one applies to the machine. While the log writes a batch, the
+// next one grows; while the machine applies a batch, the log writes another.
+package consensus
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime/pprof"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/storage/wal"
+)
+
+var (
+	// ErrStopped says that the node has stopped, or failed, before the outcome
+	// was known.
+	ErrStopped = errors.New("consensus: node stopped")
+	// ErrTimeout says that the outcome was not known in time. A proposal may
+	// still take effect.
+	ErrTimeout = errors.New("consensus: request timed out")
+	// ErrTooManyRequests says that the queue of proposals or reads is full.
+	ErrTooManyRequests = errors.New("consensus: too many requests")
+	// ErrNoLeader says that no leader is known.
+	ErrNoLeader = errors.New("consensus: no leader")
+)
+
+// Bounds on what waits here.
+const (
+	// maxBatchBytes is the size above which a batch takes no further command.
+	maxBatchBytes = 1 << 20
+	// maxWaiting is the number of proposals, and of reads, that may wait.
+	maxWaiting = 100_000
+	// maxWaitingBytes is the size of proposals that may wait.
+	maxWaitingBytes = 256 << 20
+	// readRetry is how long a read-index round may take before it is asked again.
+	readRetry = 500 * time.Millisecond
+)
+
+// StateMachine is what consensus needs of the machine. One goroutine calls
+// Apply; the others are called by any.
+type StateMachine interface {
+	// Apply applies entries and returns one result for each of their commands,
+	// in order. An error means that the machine cannot go on.
+	Apply(entries []machine.Entry) ([]machine.Result, error)
+	// Applied returns the index of the last entry applied.
+	Applied() uint64
+	// DurableIndex returns the index that a crash at this instant leaves applied.
+	DurableIndex() (uint64, error)
+	// Flushed receives when DurableIndex may have moved.
+	Flushed() <-chan struct{}
+	// StartFlush makes DurableIndex move to what is applied now, in its own time.
+	StartFlush() error
+}
+
+// Config configures Start. All fields are required.
+type Config struct {
+	ID      uint64
+	Log     *wal.Log
+	Machine StateMachine
+	Voters  []uint64
+	// Tick is the length of a heartbeat interval.
+	Tick          time.Duration
+	ElectionTicks int
+	PreVote       bool
+	// RequestTimeout ends proposals and reads whose outcome is not known.
+	RequestTimeout time.Duration
+	// FlushEntries is the number of entries after which the machine's state is
+	// made durable, so that the log can be cut.
+	FlushEntries uint64
+	// KeepEntries is how many applied entries the log keeps for slow followers.
+	KeepEntries uint64
+	Logger      *zap.Logger
+}
+
+// Status is a member's view of consensus at an instant.
+type Status struct {
+	ID, Leader, Term uint64
+	Commit, Applied  uint64
+	LastIndex        uint64
+	IsLeader         bool
+	LeaderChanges    uint64 // seen since the start
+	Pending          int    // proposals waiting or in flight
+}
+
+// Node is a running member.
+type Node struct {
+	cfg  Config
+	core *core // Owned by run.
+
+	wake      chan struct{} // wakes run
+	proposals *mailbox[proposal]
+	reads     *mailbox[read]
+	inbox     *mailbox[input]
+	appends   *mailbox[*pb.Message]
+	applies   *mailbox[applyWork]
+
+	waiting      atomic.Int64 // proposals
+	waitingBytes atomic.Int64
+	waitingReads atomic.Int64
+	applied      atomic.Uint64
+	flushFrom    uint64        // Owned by apply: where the last flush was asked for.
+	cutTo        atomic.Uint64 // entries up to here may leave the log
+	failed       atomic.Uint64 // proposals that ended with an error of consensus
+	status       atomic.Pointer[Status]
+	leaderMoved  chan struct{} // capacity 1
+
+	stop     chan struct{}
+	stopOnce sync.Once
+	err      atomic.Pointer[error]
+	group    sync.WaitGroup // run, append, apply, trim
+	done     chan struct{}  // closed when all four have returned
+}
+
+// input is something for the core from the other goroutines.
+type input struct {
+	messages []*pb.Message
+	stable   uint64 // entries that an append has put on disk
+}
+
+// applyWork is for the apply goroutine: entries, or readers waiting for an index.
+type applyWork struct {
+	apply
+	barrier *barrier
+}
+
+// Start starts a member whose log and machine are open.
+func Start(cfg Config) (*Node, error) {
+	applied := cfg.Machine.Applied()
+	if err := prepareLog(&cfg, applied); err != nil {
+		return nil, err
+	}
+	rn, err := newRaft(&cfg, applied)
+	if err != nil {
+		return nil, err
+	}
+	var id [8]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return nil, fmt.Errorf("consensus: %w", err)
+	}
+	wake := make(chan struct{}, 1)
+	n := &Node{
+		cfg:         cfg,
+		wake:        wake,
+		proposals:   newMailbox[proposal](wake),
+		reads:       newMailbox[read](wake),
+		inbox:       newMailbox[input](wake),
+		appends:     newMailbox[*pb.Message](make(chan struct{}, 1)),
+		applies:     newMailbox[applyWork](make(chan struct{}, 1)),
+		leaderMoved: make(chan struct{}, 1),
+		stop:        make(chan struct{}),
+		done:        make(chan struct{}),
+		core: &core{
+			raft:      rn,
+			logger:    cfg.Logger,
+			proposer:  binary.BigEndian.Uint64(id[:]),
+			batchMax:  maxBatchBytes,
+			retryRead: readRetry,
+			term:      cfg.Log.Term,
+		},
+	}
+	n.applied.Store(applied)
+	n.flushFrom = applied
+	n.status.Store(&Status{ID: cfg.ID, Applied: applied})
+	if len(cfg.Voters) == 1 && cfg.Voters[0] == cfg.ID {
+		// No one else can lead: do not wait for an election timeout.
+		if err := rn.Campaign(); err != nil {
+			return nil, fmt.Errorf("consensus: %w", err)
+		}
+	}
+	// Close or fail ends these; Close waits for them.
+	for name, loop := range map[string]func() error{"raft": n.run, "log": n.appendLoop, "apply": n.applyLoop, "trim": n.trimLoop} {
+		n.group.Go(func() {
+			pprof.Do(context.Background(), pprof.Labels("coterie", name), func(context.Context) {
+				if err := loop(); err != nil {
+					n.fail(err)
+				}
+			})
+		})
+	}
+	go func() { // ends with the four
+		n.group.Wait()
+		n.finish()
+		close(n.done)
+		n.settleMail() // what came between finish and close; later callers settle themselves
+	}()
+	return n, nil
+}
+
+// prepareLog checks that the log and the machine's state belong together and
+// gives raft what the log does not store.
+func prepareLog(cfg *Config, applied uint64) error {
+	hs, _, err := cfg.Log.InitialState()
+	if err != nil {
+		return err
+	}
+	first, err := cfg.Log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := cfg.Log.LastIndex()
+	if err != nil {
+		return err
+	}
+	if applied > last {
+		return fmt.Errorf("consensus: the engine has applied entry %d, but the log ends with entry %d: "+
+			"the log has lost entries; restore this member from a snapshot, or remove its data directory and let it join again", applied, last)
+	}
+	if applied+1 < first {
+		return fmt.Errorf("consensus: the engine has applied entry %d, but the log begins with entry %d: "+
+			"the log and the data directory are not of the same time; check --data-dir and --wal-dir", applied, first)
+	}
+	if hs.GetCommit() > last {
+		return fmt.Errorf("consensus: entry %d was committed, but the log ends with entry %d: "+
+			"the log has lost entries; restore this member from a snapshot, or remove its data directory and let it join again", hs.GetCommit(), last)
+	}
+	cfg.Log.SetConfState(&pb.ConfState{Voters: cfg.Voters})
+	// The commit index on disk may be behind, since it moves without a sync of
+	// its own; what the engine has applied was committed.
+	if hs.GetCommit() < applied {
+		cfg.Log.RaiseCommit(applied)
+	}
+	return nil
+}
+
+// Propose replicates one command. done is called once, from a goroutine that
+// must not be held up, with what the machine returned or with an error of this
+// package. The command must not be changed until then.
+func (n *Node) Propose(command []byte, done func(machine.Result)) {
+	if err := n.admit(&n.waiting); err != nil {
+		done(machine.Result{Err: err})
+		return
+	}
+	if n.waitingBytes.Add(int64(len(command))) > maxWaitingBytes {
+		n.waitingBytes.Add(-int64(len(command)))
+		n.waiting.Add(-1)
+		done(machine.Result{Err: ErrTooManyRequests})
+		return
+	}
+	n.proposals.put(proposal{
+		command:  command,
+		deadline: time.Now().Add(n.cfg.RequestTimeout),
+		done: func(r machine.Result) {
+			n.waiting.Add(-1)
+			n.waitingBytes.Add(-int64(len(command)))
+			done(r)
+		},
+	})
+	n.settleIfStopped()
+}
+
+// ReadIndex calls done once, from a goroutine that must not be held up, when
+// the machine's state includes everything that was acknowledged anywhere
+// before the call, or with an error.
+func (n *Node) ReadIndex(done func(error)) {
+	if err := n.admit(&n.waitingReads); err != nil {
+		done(err)
+		return
+	}
+	n.reads.put(read{
+		deadline: time.Now().Add(n.cfg.RequestTimeout),
+		done: func(err error) {
+			n.waitingReads.Add(-1)
+			done(err)
+		},
+	})
+	n.settleIfStopped()
+}
+
+func (n *Node) admit(waiting *atomic.Int64) error {
+	select {
+	case <-n.stop:
+		return ErrStopped
+	default:
+	}
+	if waiting.Add(1) > maxWaiting {
+		waiting.Add(-1)
+		return ErrTooManyRequests
+	}
+	return nil
+}
+
+// settleIfStopped answers what was put into a mailbox after run had ended.
+func (n *Node) settleIfStopped() {
+	select {
+	case <-n.done:
+		n.settleMail()
+	default:
+	}
+}
+
+// Status returns the state of a moment ago.
+func (n *Node) Status() Status {
+	s := *n.status.Load()
+	s.Applied = n.applied.Load()
+	s.LastIndex, _ = n.cfg.Log.LastIndex() // never fails
+	s.Pending = int(n.waiting.Load())
+	return s
+}
+
+// FailedProposals counts the proposals that ended without reaching the machine.
+func (n *Node) FailedProposals() uint64 { return n.failed.Load() }
+
+// LeaderMoved receives when Status has another leader. It has one receiver.
+func (n *Node) LeaderMoved() <-chan struct{} { return n.leaderMoved }
+
+// Done is closed when the node has stopped; Err then tells why.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Err returns the failure that stopped the node; nil after Close.
+func (n *Node) Err() error {
+	if p := n.err.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Fail stops the node because of a failure elsewhere, such as the engine's.
+// From now on nothing is acknowledged. It does not wait.
+func (n *Node) Fail(err error) { n.fail(err) }
+
+func (n *Node) fail(err error) {
+	if n.err.CompareAndSwap(nil, &err) {
+		n.cfg.Logger.Error("consensus: stopping, nothing more is acknowledged", zap.Error(err))
+	}
+	n.stopOnce.Do(func() { close(n.stop) })
+}
+
+// Close stops the node and waits. Callers that still wait get ErrStopped; what
+// they proposed may have taken effect.
+func (n *Node) Close() {
+	n.stopOnce.Do(func() { close(n.stop) })
+	<-n.done
+}
+
+// finish answers everyone who still waits. It runs after the goroutines.
+func (n *Node) finish() {
+	for _, f := range n.core.failAll(ErrStopped) {
+		f()
+	}
+	for _, w := range n.applies.take() {
+		for _, callers := range w.callers {
+			for _, p := range callers {
+				p.done(machine.Result{Err: ErrStopped})
+			}
+		}
+		if w.barrier != nil {
+			for _, r := range w.barrier.readers {
+				r.done(ErrStopped)
+			}
+		}
+	}
+	n.settleMail()
+}
+
+func (n *Node) settleMail() {
+	for _, p := range n.proposals.take() {
+		p.done(machine.Result{Err: ErrStopped})
+	}
+	for _, r := range n.reads.take() {
+		r.done(ErrStopped)
+	}
+}
+
+// run owns the core.
+func (n *Node) run() error {
+	ticker := time.NewTicker(n.cfg.Tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-n.stop:
+			return nil
+		case now := <-ticker.C:
+			n.core.tick(now)
+		case <-n.wake:
+		}
+		ins := n.inbox.take()
+		for _, in := range ins {
+			n.core.stable(in.stable)
+			for _, m := range in.messages {
+				n.core.step(m)
+			}
+		}
+		n.inbox.recycle(ins)
+		ps := n.proposals.take()
+		n.core.proposals = append(n.core.proposals, ps...)
+		n.proposals.recycle(ps)
+		rs := n.reads.take()
+		n.core.readers = append(n.core.readers, rs...)
+		n.reads.recycle(rs)
+		n.core.propose()
+		n.core.requestRead(time.Now())
+		for n.core.hasReady() {
+			n.perform(n.core.ready())
+			// An election or a confirmed round may have let more go on.
+			n.core.propose()
+			n.core.requestRead(time.Now())
+		}
+	}
+}
+
+// perform hands the output of the core to those who do it.
+func (n *Node) perform(out output) {
+	if len(out.appends) > 0 {
+		n.appends.put(out.appends...)
+	}
+	for _, a := range out.applies {
+		n.applies.put(applyWork{apply: a})
+	}
+	for _, b := range out.barriers {
+		if b.index <= n.applied.Load() {
+			for _, r := range b.readers {
+				r.done(nil)
+			}
+			continue
+		}
+		n.applies.put(applyWork{barrier: &b})
+	}
+	n.failed.Add(uint64(len(out.failures)))
+	for _, f := range out.failures {
+		f()
+	}
+	n.publishStatus()
+}
+
+func (n *Node) publishStatus() {
+	old := n.status.Load()
+	b := n.core.raft.BasicStatus()
+	s := Status{
+		ID:            n.cfg.ID,
+		Leader:        b.Lead,
+		Term:          b.GetTerm(),
+		Commit:        b.GetCommit(),
+		IsLeader:      b.RaftState == raft.StateLeader,
+		LeaderChanges: old.LeaderChanges,
+	}
+	if s.Leader != old.Leader {
+		if s.Leader != raft.None {
+			s.LeaderChanges++
+		}
+		defer func() {
+			select {
+			case n.leaderMoved <- struct{}{}:
+			default:
+			}
+		}()
+	}
+	n.status.Store(&s)
+}

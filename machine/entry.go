@@ -1,0 +1,21 @@
+package machine
+
+import "google.golang.org/protobuf/proto"
+
+// Entry is one committed raft entry, as the machine sees it.
+type Entry struct {
+	Index, Term uint64
+	// Commands are the encoded InternalRaftRequests of the entry, in order;
+	// none for an entry that only moves the applied index.
+	Commands [][]byte
+}
+
+// Result is the outcome of one command: the response that the client gets, or
+// the error. It is the same on every member.
+type Result struct {
+	Response proto.Message
+	Err      error
+	// Done, if not nil, is closed when work that the command has started in
+	// the background is done, such as a physical compaction.
+	Done <-chan struct{}
+}

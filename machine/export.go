@@ -1,0 +1,61 @@
+package machine
+
+import (
+	"context"
+	"errors"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/coteriedb/coterie/storage/etcdfile"
+)
+
+// apiVersion is the level of etcd's API and storage that is implemented, as
+// etcd names it in its files.
+const apiVersion = "3.7.0"
+
+// Export writes the state of this instant to a new file in etcd's snapshot
+// format. Writes go on meanwhile.
+func (m *Machine) Export(ctx context.Context, path string) error {
+	c, snapshot, err := m.contents(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(etcdfile.Write(ctx, path, c), snapshot.Close())
+}
+
+// contents takes the state between two Applies. Only the taking holds Apply
+// up, for as long as it takes to copy leases, alarms, members and users.
+func (m *Machine) contents(ctx context.Context) (etcdfile.Contents, *pebble.Snapshot, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	snapshot := m.engine.NewSnapshot()
+	users := m.Auth.Export()
+	scheduled, finished, err := m.KV.Compactions(snapshot)
+	if err != nil {
+		return etcdfile.Contents{}, nil, errors.Join(err, snapshot.Close())
+	}
+	c := etcdfile.Contents{
+		Index:               m.applied.Load(),
+		Term:                m.term.Load(),
+		StorageVersion:      apiVersion,
+		ClusterVersion:      apiVersion,
+		ScheduledCompaction: scheduled,
+		FinishedCompaction:  finished,
+		Alarms:              m.Alarms.List(0),
+		AuthEnabled:         users.Enabled,
+		AuthRevision:        users.Revision,
+		Users:               users.Users,
+		Roles:               users.Roles,
+		Revisions: func(fn func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
+			return m.KV.ForEachRevision(ctx, snapshot, fn)
+		},
+	}
+	for _, l := range m.Leases.All() {
+		c.Leases = append(c.Leases, etcdfile.Lease{ID: l.ID, TTL: l.TTL, RemainingTTL: l.RemainingTTL})
+	}
+	for _, member := range m.Members.List() {
+		c.Members = append(c.Members, etcdfile.Member(member))
+	}
+	return c, snapshot, nil
+}

@@ -1,0 +1,323 @@
+// Package machine is the replicated state: every member that has applied the
+// same entries holds the same one. It takes committed entries in order,
+// evaluates their commands on the parts below it (mvcc, lease, auth, alarms,
+// members), and writes what changed, together with the index applied, as one
+// engine batch.
+//
+// Apply is deterministic: it sees no clock, no randomness, no map order, and
+// does no I/O but through the engine. Readers use the parts from any goroutine
+// and never wait for it. The package knows nothing of raft, connections or
+// the time.
+package machine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/machine/auth"
+	"github.com/coteriedb/coterie/machine/lease"
+	"github.com/coteriedb/coterie/machine/mvcc"
+	"github.com/coteriedb/coterie/machine/watch"
+	"github.com/coteriedb/coterie/storage/engine"
+)
+
+var (
+	// ErrNoSpace refuses what would grow the store while the NOSPACE alarm is on.
+	ErrNoSpace = errors.New("machine: no space: the quota of the store is used up")
+	// ErrCorrupt refuses everything while the CORRUPT alarm is on.
+	ErrCorrupt = errors.New("machine: a member's state is damaged")
+)
+
+// Keys of the machine's own records in the engine; docs/format-machine.md.
+var (
+	keyApplied = []byte("m/applied") // index, term: 8 bytes each, big-endian
+	keyMembers = []byte("m/members") // JSON
+)
+
+// Options configures Open.
+type Options struct {
+	Engine *engine.Engine
+	KV     mvcc.Options
+	Watch  watch.Options
+	Auth   auth.Options
+	// WarnApply is how long one Apply may take before it is logged.
+	WarnApply time.Duration
+	Logger    *zap.Logger
+}
+
+// Machine is an open state machine. Apply is called by one goroutine; the parts
+// are read by any.
+type Machine struct {
+	KV      *mvcc.Store
+	Leases  *lease.Table
+	Watch   *watch.Hub
+	Auth    *auth.Store
+	Alarms  *Alarms
+	Members *Members
+
+	engine *engine.Engine
+	logger *zap.Logger
+	warn   time.Duration
+
+	applying sync.Mutex // held by Apply, and while a consistent copy is taken
+	applied  atomic.Uint64
+	term     atomic.Uint64
+}
+
+// Bootstrap writes the first state of a cluster with the given members into an
+// empty engine, as if the entry with the index and term had made it, and makes
+// it durable.
+func Bootstrap(eng *engine.Engine, index, term uint64, members []Member) error {
+	b := eng.NewBatch()
+	defer b.Close()
+	if err := setMembers(b, members); err != nil {
+		return err
+	}
+	if err := setApplied(b, index, term); err != nil {
+		return err
+	}
+	if err := eng.Commit(b); err != nil {
+		return err
+	}
+	return eng.Flush()
+}
+
+// Open loads the state that the engine holds.
+func Open(o Options) (*Machine, error) {
+	index, term, err := appliedFrom(o.Engine.Get(keyApplied, nil))
+	if err != nil {
+		return nil, fmt.Errorf("machine: %w", err)
+	}
+	m := &Machine{engine: o.Engine, logger: o.Logger, warn: o.WarnApply}
+	m.applied.Store(index)
+	m.term.Store(term)
+	if m.Members, err = openMembers(o.Engine); err != nil {
+		return nil, fmt.Errorf("machine: %w", err)
+	}
+	if m.Alarms, err = openAlarms(o.Engine); err != nil {
+		return nil, fmt.Errorf("machine: %w", err)
+	}
+	if m.Auth, err = auth.Open(o.Engine, o.Auth); err != nil {
+		return nil, fmt.Errorf("machine: %w", err)
+	}
+	if m.Leases, err = lease.Open(o.Engine); err != nil {
+		return nil, fmt.Errorf("machine: %w", err)
+	}
+	if m.KV, err = mvcc.Open(o.Engine, m.Leases, o.KV); err != nil {
+		return nil, fmt.Errorf("machine: %w", err)
+	}
+	m.Watch = watch.NewHub(m.KV, o.Watch)
+	return m, nil
+}
+
+// Close stops the goroutines of the parts. Apply must have ended. The engine
+// stays open.
+func (m *Machine) Close() {
+	m.Watch.Close() // reads history from KV
+	m.KV.Close()
+}
+
+// Applied returns the index of the last entry applied.
+func (m *Machine) Applied() uint64 { return m.applied.Load() }
+
+// DurableIndex returns the index that a crash at this instant leaves applied.
+func (m *Machine) DurableIndex() (uint64, error) {
+	index, _, err := appliedFrom(m.engine.DurableGet(keyApplied))
+	if errors.Is(err, engine.ErrNotFound) {
+		return 0, nil
+	}
+	return index, err
+}
+
+// Flushed receives when DurableIndex may have moved. It has one receiver.
+func (m *Machine) Flushed() <-chan struct{} { return m.engine.Flushed() }
+
+// StartFlush begins to make durable what is applied and does not wait.
+func (m *Machine) StartFlush() error { return m.engine.StartFlush() }
+
+// Apply applies entries, which follow the last ones applied, and returns a
+// result for each command in order. What they change is visible, to readers
+// and watchers, when it returns; it is durable by the raft log. An error means
+// that the state on disk can no longer be trusted and the node must stop.
+func (m *Machine) Apply(entries []Entry) ([]Result, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	start := time.Now()
+	b := m.engine.NewBatch()
+	defer b.Close()
+	var results []Result
+	m.KV.Begin(b)
+	index, term := m.applied.Load(), m.term.Load()
+	for _, e := range entries {
+		if e.Index != index+1 {
+			return nil, fmt.Errorf("machine: entry %d follows entry %d", e.Index, index)
+		}
+		for _, c := range e.Commands {
+			r, err := m.command(b, c)
+			if err != nil {
+				return nil, fmt.Errorf("machine: entry %d: %w", e.Index, err)
+			}
+			results = append(results, r)
+		}
+		index, term = e.Index, e.Term
+	}
+	if err := setApplied(b, index, term); err != nil {
+		return nil, err
+	}
+	if err := m.engine.Commit(b); err != nil {
+		return nil, err
+	}
+	m.applied.Store(index)
+	m.term.Store(term)
+	m.Watch.Publish(m.KV.Publish())
+	if took := time.Since(start); m.warn > 0 && took > m.warn {
+		m.logger.Warn("apply took long", zap.Duration("took", took), zap.Int("commands", len(results)),
+			zap.Duration("expected", m.warn), zap.Uint64("applied-index", index))
+	}
+	return results, nil
+}
+
+// command evaluates one command. The error is not the client's: it says that
+// this binary does not understand the log.
+func (m *Machine) command(b *pebble.Batch, encoded []byte) (Result, error) {
+	r := &pb.InternalRaftRequest{}
+	if err := proto.Unmarshal(encoded, r); err != nil {
+		return Result{}, fmt.Errorf("undecodable command: %w", err)
+	}
+	if err := m.refuse(r); err != nil {
+		return Result{Err: err}, nil
+	}
+	switch {
+	case r.Put != nil:
+		return result(m.KV.Put(r.Put)), nil
+	case r.DeleteRange != nil:
+		return result(m.KV.DeleteRange(r.DeleteRange)), nil
+	case r.Txn != nil:
+		return result(m.KV.Txn(r.Txn)), nil
+	case r.Compaction != nil:
+		done, err := m.KV.Compact(r.Compaction.Revision)
+		if err != nil {
+			return Result{Err: err}, nil
+		}
+		return Result{Response: &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: m.KV.PendingRevision()}}, Done: done}, nil
+	case r.LeaseGrant != nil:
+		return m.leaseGrant(b, r.LeaseGrant), nil
+	case r.LeaseRevoke != nil:
+		return m.leaseRevoke(b, r.LeaseRevoke), nil
+	case r.LeaseCheckpoint != nil:
+		return m.leaseCheckpoint(b, r.LeaseCheckpoint), nil
+	case r.Alarm != nil:
+		resp, err := m.Alarms.apply(b, r.Alarm)
+		return result(resp, err), nil
+	case r.ClusterMemberAttrSet != nil:
+		return Result{Response: &pb.EmptyResponse{}, Err: m.Members.setAttributes(b, r.ClusterMemberAttrSet)}, nil
+	}
+	if resp, err, handled := m.Auth.Apply(b, r); handled {
+		m.fillRevision(resp)
+		return Result{Response: resp, Err: err}, nil
+	}
+	return Result{}, errors.New("unknown command: the log was written by a newer version of Coterie")
+}
+
+// refuse answers the commands that an alarm forbids.
+func (m *Machine) refuse(r *pb.InternalRaftRequest) error {
+	switch {
+	case m.Alarms.On(pb.AlarmType_CORRUPT):
+		if r.Put != nil || r.DeleteRange != nil || r.Txn != nil || r.Compaction != nil || r.LeaseGrant != nil || r.LeaseRevoke != nil {
+			return ErrCorrupt
+		}
+	case m.Alarms.On(pb.AlarmType_NOSPACE):
+		if r.Put != nil || r.LeaseGrant != nil || r.Txn != nil && Grows(r.Txn) {
+			return ErrNoSpace
+		}
+	}
+	return nil
+}
+
+// Grows reports whether a transaction has a put in any of its branches.
+func Grows(t *pb.TxnRequest) bool {
+	for _, ops := range [2][]*pb.RequestOp{t.Success, t.Failure} {
+		for _, op := range ops {
+			if op.GetRequestPut() != nil || op.GetRequestTxn() != nil && Grows(op.GetRequestTxn()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (m *Machine) leaseGrant(b *pebble.Batch, r *pb.LeaseGrantRequest) Result {
+	if err := m.Leases.Grant(b, r.ID, r.TTL); err != nil {
+		return Result{Err: err}
+	}
+	return Result{Response: &pb.LeaseGrantResponse{Header: m.header(), ID: r.ID, TTL: r.TTL}}
+}
+
+func (m *Machine) leaseRevoke(b *pebble.Batch, r *pb.LeaseRevokeRequest) Result {
+	keys, err := m.Leases.Revoke(b, r.ID)
+	if err != nil {
+		return Result{Err: err}
+	}
+	if len(keys) > 0 {
+		m.KV.DeleteKeys(keys)
+	}
+	return Result{Response: &pb.LeaseRevokeResponse{Header: m.header()}}
+}
+
+func (m *Machine) leaseCheckpoint(b *pebble.Batch, r *pb.LeaseCheckpointRequest) Result {
+	for _, c := range r.Checkpoints {
+		if err := m.Leases.Checkpoint(b, c.ID, c.Remaining_TTL); err != nil && !errors.Is(err, lease.ErrNotFound) {
+			return Result{Err: err}
+		}
+	}
+	return Result{Response: &pb.LeaseCheckpointResponse{Header: m.header()}}
+}
+
+// header is the header of a response as of the command being evaluated.
+func (m *Machine) header() *pb.ResponseHeader {
+	return &pb.ResponseHeader{Revision: m.KV.PendingRevision()}
+}
+
+// fillRevision gives a response its header.
+func (m *Machine) fillRevision(resp proto.Message) {
+	if resp == nil {
+		return
+	}
+	msg := resp.ProtoReflect()
+	if fd := msg.Descriptor().Fields().ByName("header"); fd != nil && msg.IsValid() && !msg.Has(fd) {
+		msg.Set(fd, m.header().ProtoReflect().Interface().ProtoReflect().NewField(fd))
+	}
+}
+
+func result[T proto.Message](resp T, err error) Result {
+	if err != nil {
+		return Result{Err: err}
+	}
+	return Result{Response: resp}
+}
+
+func setApplied(b *pebble.Batch, index, term uint64) error {
+	var v [16]byte
+	binary.BigEndian.PutUint64(v[:], index)
+	binary.BigEndian.PutUint64(v[8:], term)
+	return b.Set(keyApplied, v[:], nil)
+}
+
+func appliedFrom(v []byte, err error) (index, term uint64, _ error) {
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the applied index: %w", err)
+	}
+	if len(v) != 16 {
+		return 0, 0, fmt.Errorf("the record of the applied index has %d bytes, not 16", len(v))
+	}
+	return binary.BigEndian.Uint64(v), binary.BigEndian.Uint64(v[8:]), nil
+}
