@@ -186,7 +186,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 func (r *Report) title() string {
 	loop := "each waiting for its answer"
 	if r.Rate > 0 {
-		loop = fmt.Sprintf("at a fixed %s requests/s", rate(r.Rate))
+		loop = fmt.Sprintf("at a fixed %s requests/s", humanize.Commaf(r.Rate))
 	}
 	return fmt.Sprintf("%s: %s on %s, %s, %.2f s", r.Load, count(r.Clients, "client"), count(r.Conns, "connection"), loop, r.Seconds)
 }
@@ -212,12 +212,12 @@ func (r *Report) leftOver() (s string) {
 func (r *Report) notes() (out []string) {
 	list := func(what string, errs []ErrorCount) {
 		for _, e := range errs {
-			out = append(out, fmt.Sprintf("%s %s × %s, for example: %s", humanize.Comma(e.Count), what, e.Code, e.Example))
+			out = append(out, fmt.Sprintf("%s × %s (%s), for example: %s", humanize.Comma(e.Count), e.Code, what, e.Example))
 		}
 	}
-	list("failed", r.Errors)
+	list("failed requests", r.Errors)
 	if r.Events != nil {
-		list("watch streams lost", r.Events.Errors)
+		list("lost watch streams", r.Events.Errors)
 	}
 	if r.Unsent > 0 {
 		out = append(out, "The server could not keep up with the rate, or there are too few clients for it.")
