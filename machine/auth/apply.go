@@ -12,8 +12,9 @@ import (
 )
 
 // Apply evaluates the command in r if it is one of this package's, which
-// handled reports. What it changes is written to b and seen by readers at
-// once; after an error nothing has changed. The response has no header.
+// handled reports. What it changes is written to b and seen at once, by readers
+// as by the next command, before b is committed: a node that cannot commit
+// stops. After an error nothing has changed. The response has no header.
 func (s *Store) Apply(b *pebble.Batch, r *pb.InternalRaftRequest) (resp proto.Message, err error, handled bool) {
 	switch {
 	case r.AuthEnable != nil:

@@ -116,7 +116,8 @@ func (s *Store) Revision() uint64 { return s.state.Load().revision }
 // PermitRead returns nil if user may read [key, rangeEnd) as etcd reads that
 // pair: no rangeEnd is the single key, "\x00" is no upper bound. The
 // authRevision is the one at which the user was authenticated; 0 says that
-// nobody was. While authentication is off everything is permitted.
+// nobody was. While authentication is off everything is permitted. Of a range
+// without keys, such as from "b" to "a", the first key decides.
 func (s *Store) PermitRead(user string, authRevision uint64, key, rangeEnd []byte) error {
 	return s.state.Load().permit(user, authRevision, key, rangeEnd, (*role).readable)
 }
@@ -145,10 +146,6 @@ func (s *Store) PermitAdmin(user string) error {
 	}
 	return nil
 }
-
-// IsAdmin reports whether user has the root role, whether or not
-// authentication is on.
-func (s *Store) IsAdmin(user string) bool { return s.HasRole(user, RootRole) }
 
 // HasRole reports whether user exists and has the role.
 func (s *Store) HasRole(user, role string) bool {

@@ -79,30 +79,23 @@ func (st *state) decode(key, value []byte) error {
 		return fmt.Errorf("format version %d, this release reads version %d", value[0], formatVersion)
 	}
 	name := string(key[2:])
-	if key[1] != kindConfig {
-		if st.revision == 0 {
-			return errors.New("the record of the auth revision, which precedes all others, is missing")
-		}
-		if name == "" {
-			return errors.New("empty name")
-		}
-	}
-	switch key[1] {
-	case kindConfig:
-		return st.decodeConfig(name, value)
-	case kindRole:
-		return st.decodeRole(name, value)
-	case kindUser:
-		return st.decodeUser(name, value)
-	default:
+	switch {
+	case key[1] == kindConfig && name == "":
+		return st.decodeConfig(value)
+	case key[1] != kindRole && key[1] != kindUser:
 		return errors.New("unknown kind of record")
+	case st.revision == 0:
+		return errors.New("the record of the auth revision, which precedes all others, is missing")
+	case name == "":
+		return errors.New("empty name")
+	case key[1] == kindRole:
+		return st.decodeRole(name, value)
+	default:
+		return st.decodeUser(name, value)
 	}
 }
 
-func (st *state) decodeConfig(name string, value []byte) error {
-	if name != "" {
-		return errors.New("unknown kind of record")
-	}
+func (st *state) decodeConfig(value []byte) error {
 	if len(value) != configLen {
 		return fmt.Errorf("%d bytes long, want %d", len(value), configLen)
 	}
