@@ -1,0 +1,308 @@
+package coterie
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/storage/engine"
+	"github.com/coteriedb/coterie/storage/wal"
+)
+
+// dataFormat is the version of the layout of a data directory and of every
+// format in it. Its description is docs/format.md.
+const dataFormat = 1
+
+// The state of the first cluster: a member begins as if an entry with this
+// index and term had made its members. The log begins after it, so a member
+// that joins later without that state cannot be fed from the log alone.
+const (
+	firstIndex = 1
+	firstTerm  = 1
+)
+
+const (
+	identityFile = "identity.json"
+	lockFile     = "LOCK"
+	engineDir    = "engine"
+	walDir       = "wal"
+)
+
+// identity says whose a data directory is. It is written before anything else
+// and again, with Complete, when all else is on disk: what is incomplete was
+// never served and may be made anew.
+type identity struct {
+	Format    int    `json:"format"`
+	ClusterID string `json:"clusterID"` // hexadecimal
+	MemberID  string `json:"memberID"`
+	Complete  bool   `json:"complete"`
+}
+
+// dataDir is an open data directory: locked, of this member, with its log and
+// engine open.
+type dataDir struct {
+	clusterID, memberID uint64
+	log                 *wal.Log
+	engine              *engine.Engine
+
+	locks []io.Closer
+}
+
+// storageOptions are what the parts in a data directory are opened with.
+type storageOptions struct {
+	logger *zap.Logger
+	wal    wal.Options
+	engine engine.Options
+}
+
+// openDataDir opens the data directory of cfg and makes it first if there is
+// none. When it refuses, nothing has been changed.
+func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
+	o.engine.Dir = filepath.Join(cfg.DataDir, engineDir)
+	o.wal.Dir = filepath.Join(cfg.DataDir, walDir)
+	if cfg.WALDir != "" {
+		o.wal.Dir = cfg.WALDir
+	}
+	if err := refuseEtcd(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	d := &dataDir{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	for _, dir := range []string{cfg.DataDir, o.wal.Dir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the data directory: %w", err)
+		}
+		if err := d.lock(dir); err != nil {
+			return nil, err
+		}
+	}
+	id, err := readIdentity(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case id == nil:
+		if err := refuseRemains(cfg.DataDir, o); err != nil {
+			return nil, err
+		}
+		if err := cfg.checkBootstrap(); err != nil {
+			return nil, err
+		}
+		id, err = bootstrap(cfg, o)
+	case !id.Complete:
+		o.logger.Info("the first start of this member was interrupted; making its data directory anew", zap.String("data-dir", cfg.DataDir))
+		if err := cfg.checkBootstrap(); err != nil {
+			return nil, err
+		}
+		id, err = bootstrap(cfg, o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, d.open(id, o)
+}
+
+func (d *dataDir) lock(dir string) error {
+	l, err := vfs.Default.Lock(filepath.Join(dir, lockFile))
+	if err != nil {
+		return fmt.Errorf("%s is in use by another process, or cannot be locked: %w; stop that process or choose another --data-dir", dir, err)
+	}
+	d.locks = append(d.locks, l)
+	return nil
+}
+
+func (d *dataDir) open(id *identity, o storageOptions) (err error) {
+	if d.clusterID, err = strconv.ParseUint(id.ClusterID, 16, 64); err != nil {
+		return fmt.Errorf("%s is damaged: cluster id %q: %w", identityFile, id.ClusterID, err)
+	}
+	if d.memberID, err = strconv.ParseUint(id.MemberID, 16, 64); err != nil {
+		return fmt.Errorf("%s is damaged: member id %q: %w", identityFile, id.MemberID, err)
+	}
+	o.wal.ClusterID, o.wal.MemberID = d.clusterID, d.memberID
+	if d.log, err = wal.Open(o.wal); err != nil {
+		return err
+	}
+	if d.engine, err = engine.Open(o.engine); err != nil {
+		return fmt.Errorf("%w: restore this member from a snapshot, or remove its data directory and let it join again, if a file is damaged", err)
+	}
+	return nil
+}
+
+// close releases what is open, the locks last.
+func (d *dataDir) close() error {
+	var errs []error
+	if d.engine != nil {
+		errs = append(errs, d.engine.Close())
+	}
+	if d.log != nil {
+		errs = append(errs, d.log.Close())
+	}
+	for _, l := range d.locks {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// refuseEtcd recognises a data directory of etcd's own.
+func refuseEtcd(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "member", "snap")); err == nil {
+		return fmt.Errorf("%s is a data directory of etcd, which Coterie does not run on: choose another --data-dir", dir)
+	}
+	return nil
+}
+
+// refuseRemains recognises data without an identity, which must not be
+// overwritten.
+func refuseRemains(dir string, o storageOptions) error {
+	for _, part := range []string{o.engine.Dir, o.wal.Dir} {
+		entries, err := os.ReadDir(part)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if e.Name() != lockFile {
+				return fmt.Errorf("%s holds data, but %s has no %s that says whose it is: check --data-dir and --wal-dir, or empty both", part, dir, identityFile)
+			}
+		}
+	}
+	return nil
+}
+
+// readIdentity returns nil if there is none.
+func readIdentity(dir string) (*identity, error) {
+	path := filepath.Join(dir, identityFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var id identity
+	if err := json.Unmarshal(b, &id); err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w", path, err)
+	}
+	if id.Format > dataFormat {
+		return nil, fmt.Errorf("%s has data format %d, this binary reads up to %d: start it with a newer version of Coterie", dir, id.Format, dataFormat)
+	}
+	if id.Format < 1 {
+		return nil, fmt.Errorf("%s is damaged: data format %d", path, id.Format)
+	}
+	return &id, nil
+}
+
+// writeIdentity replaces the file as a whole.
+func writeIdentity(dir string, id *identity) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, identityFile)
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(append(b, '\n')); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// bootstrap makes the data directory of the first start of a cluster.
+func bootstrap(cfg *Config, o storageOptions) (*identity, error) {
+	configured, err := parseCluster(cfg.InitialCluster)
+	if err != nil {
+		return nil, err
+	}
+	var members []machine.Member
+	var self uint64
+	for name, urls := range configured {
+		m := machine.Member{ID: memberID(urls, cfg.InitialClusterToken), PeerURLs: urls}
+		if name == cfg.Name {
+			self = m.ID
+		}
+		members = append(members, m)
+	}
+	machine.SortMembers(members)
+	id := &identity{
+		Format:    dataFormat,
+		ClusterID: strconv.FormatUint(clusterID(members), 16),
+		MemberID:  strconv.FormatUint(self, 16),
+	}
+	o.logger.Info("making a new cluster", zap.String("cluster-id", id.ClusterID), zap.String("local-member-id", id.MemberID),
+		zap.String("data-dir", cfg.DataDir), zap.String("initial-cluster", cfg.InitialCluster))
+	if err := makeDataDir(cfg.DataDir, id, members, o); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	return id, nil
+}
+
+func makeDataDir(dir string, id *identity, members []machine.Member, o storageOptions) error {
+	if err := writeIdentity(dir, id); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(o.engine.Dir), removeSegments(o.wal.Dir)); err != nil {
+		return err
+	}
+	eng, err := engine.Open(o.engine)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(machine.Bootstrap(eng, firstIndex, firstTerm, members), eng.Close()); err != nil {
+		return err
+	}
+	o.wal.ClusterID, _ = strconv.ParseUint(id.ClusterID, 16, 64) // formatted above
+	o.wal.MemberID, _ = strconv.ParseUint(id.MemberID, 16, 64)
+	log, err := wal.Create(o.wal, firstIndex, firstTerm)
+	if err != nil {
+		return err
+	}
+	if err := log.Close(); err != nil {
+		return err
+	}
+	id.Complete = true
+	return writeIdentity(dir, id)
+}
+
+// removeSegments empties the log's directory but for the lock, which is held.
+func removeSegments(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == lockFile {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,257 @@
+package coterie
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/coteriedb/coterie/api"
+	"github.com/coteriedb/coterie/api/httpapi"
+	"github.com/coteriedb/coterie/rpc"
+)
+
+// front is what faces the network: the listeners and what answers on them.
+type front struct {
+	cfg     *Config
+	metrics *api.Metrics
+
+	clients, probes, peers []rpc.Listener // sockets, bound and not yet served
+
+	api     *api.Server
+	servers []*rpc.Server // of clients, probes and peers, in the order they are stopped
+	conn    *grpc.ClientConn
+	client  *clientv3.Client
+	group   sync.WaitGroup // serving loops; end when the servers stop
+}
+
+// listen binds all sockets.
+func listen(ctx context.Context, cfg *Config) (_ *front, err error) {
+	f := &front{cfg: cfg, metrics: api.NewMetrics(cfg.Metrics == MetricsExtensive)}
+	defer func() {
+		if err != nil {
+			f.unbind()
+		}
+	}()
+	served := endpoints(slices.Concat(cfg.ListenClientURLs, cfg.ListenClientHTTPURLs, cfg.ListenMetricsURLs))
+	security, err := cfg.ClientTLS.serverConfig(cfg.DataDir, served, cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
+	bind := func(to *[]rpc.Listener, what string, protocols rpc.Protocols, urls []string) error {
+		for _, raw := range slices.Compact(slices.Clone(urls)) {
+			u, err := url.Parse(raw)
+			if err != nil {
+				return err
+			}
+			l, err := rpc.Listen(ctx, *u, rpc.ListenOptions{ReusePort: cfg.SocketReusePort, ReuseAddress: cfg.SocketReuseAddress})
+			if err != nil {
+				return fmt.Errorf("listen for %s on %s: %w", what, raw, err)
+			}
+			bound := rpc.Listener{Listener: l, Protocols: protocols}
+			if rpc.Secure(*u) {
+				bound.TLS = security
+			}
+			*to = append(*to, bound)
+		}
+		return nil
+	}
+	mixed := rpc.GRPCAndHTTP
+	if len(cfg.ListenClientHTTPURLs) > 0 {
+		mixed = rpc.GRPCOnly
+	}
+	return f, errors.Join(
+		bind(&f.clients, "clients", mixed, cfg.ListenClientURLs),
+		bind(&f.clients, "HTTP clients", rpc.HTTPOnly, cfg.ListenClientHTTPURLs),
+		bind(&f.probes, "metrics", rpc.HTTPOnly, cfg.ListenMetricsURLs),
+		bind(&f.peers, "peers", rpc.HTTPOnly, cfg.ListenPeerURLs),
+	)
+}
+
+// unbind closes the sockets that are not served.
+func (f *front) unbind() {
+	for _, l := range slices.Concat(f.clients, f.probes, f.peers) {
+		l.Close() // nothing was accepted on it
+	}
+}
+
+// observeSync notes how long an fdatasync of the log took.
+func (f *front) observeSync(d time.Duration) { f.metrics.LogSync.Observe(d.Seconds()) }
+
+// serve starts to answer.
+func (f *front) serve(n *Node) error {
+	s := &service{Node: n}
+	f.metrics.Watch(sources(n))
+	f.api = api.New(api.Config{
+		Node:              s,
+		Metrics:           f.metrics,
+		Logger:            n.log,
+		ClusterID:         n.data.clusterID,
+		MemberID:          n.data.memberID,
+		MaxRequestBytes:   f.cfg.MaxRequestBytes,
+		MaxTxnOps:         f.cfg.MaxTxnOps,
+		QuotaBackendBytes: f.cfg.QuotaBackendBytes,
+		ElectionTimeout:   f.cfg.ElectionTimeout,
+		SlowRequest:       f.cfg.WarningUnaryRequestDuration,
+	})
+	handler := &lateHandler{}
+	clients := f.server(rpc.Options{HTTP: handler})
+	f.api.Register(clients)
+	var err error
+	if f.conn, err = clients.Dial(); err != nil {
+		return err
+	}
+	f.client = inProcessClient(f.conn)
+	h := httpapi.Config{
+		Node:            s,
+		Metrics:         f.metrics,
+		Logger:          n.log,
+		Version:         Version,
+		MaxRequestBytes: f.cfg.MaxRequestBytes,
+		RequestTimeout:  requestTimeout(f.cfg),
+		CORS:            f.cfg.CORS,
+		Hosts:           f.cfg.HostWhitelist,
+		Profiles:        f.cfg.EnablePprof,
+	}
+	if f.cfg.EnableGRPCGateway {
+		h.Gateway = f.conn
+	}
+	http, err := httpapi.New(n.ctx, h)
+	if err != nil {
+		return err
+	}
+	handler.set(http)
+	f.start(n, clients, f.clients)
+	f.start(n, f.server(rpc.Options{HTTP: httpapi.NewMetrics(h)}), f.probes)
+	f.start(n, f.server(rpc.Options{HTTP: peerHandler(s, http)}), f.peers)
+	return nil
+}
+
+// server makes a server with what all have in common.
+func (f *front) server(o rpc.Options) *rpc.Server {
+	o.Logger = f.cfg.Logger
+	o.UnaryInterceptor = f.api.InterceptUnary
+	o.StreamInterceptor = f.api.InterceptStream
+	o.Traffic = f.api.Traffic()
+	o.MaxRecvBytes = api.MaxRecvBytes(f.cfg.MaxRequestBytes)
+	o.MaxConcurrentStreams = f.cfg.MaxConcurrentStreams
+	o.KeepaliveMinTime = f.cfg.GRPCKeepAliveMinTime
+	o.KeepaliveInterval = f.cfg.GRPCKeepAliveInterval
+	o.KeepaliveTimeout = f.cfg.GRPCKeepAliveTimeout
+	s := rpc.NewServer(o)
+	f.servers = append(f.servers, s)
+	return s
+}
+
+func (f *front) start(n *Node, s *rpc.Server, listeners []rpc.Listener) {
+	s.Start()
+	for _, l := range listeners {
+		f.group.Go(func() {
+			if err := s.Serve(l); err != nil {
+				n.consensus.Fail(err)
+			}
+		})
+	}
+}
+
+// close stops answering; requests in flight may finish until ctx ends.
+func (f *front) close(ctx context.Context) {
+	if f.api != nil {
+		f.api.Close()
+	}
+	if f.client != nil {
+		f.client.Close() // its connection is closed below
+	}
+	if f.conn != nil {
+		f.conn.Close() // in process
+	}
+	for _, s := range f.servers {
+		s.Stop(ctx)
+	}
+	f.unbind() // what was bound and never served
+	f.group.Wait()
+}
+
+// lateHandler answers with a handler that is set after the server was made:
+// the gateway in it calls that server.
+type lateHandler struct{ h atomic.Pointer[http.Handler] }
+
+func (l *lateHandler) set(h http.Handler) { l.h.Store(&h) }
+
+// ServeHTTP implements http.Handler.
+func (l *lateHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := l.h.Load(); h != nil {
+		(*h).ServeHTTP(w, r)
+		return
+	}
+	http.Error(w, "starting", http.StatusServiceUnavailable)
+}
+
+// peerHandler answers what members ask one another over HTTP before anything
+// else: who is there, and what version runs.
+func peerHandler(s *service, client http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/version", client)
+	mux.HandleFunc("GET /members", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("X-Etcd-Cluster-ID", fmt.Sprintf("%x", s.data.clusterID))
+		if err := json.NewEncoder(w).Encode(s.machine.Members.List()); err != nil {
+			s.log.Debug("member list not sent", zap.Error(err))
+		}
+	})
+	return mux
+}
+
+// inProcessClient makes a client of a connection that uses no socket.
+func inProcessClient(conn *grpc.ClientConn) *clientv3.Client {
+	c := clientv3.NewCtxClient(context.Background())
+	c.KV = clientv3.NewKVFromKVClient(pb.NewKVClient(conn), c)
+	c.Lease = clientv3.NewLeaseFromLeaseClient(pb.NewLeaseClient(conn), c, time.Second)
+	c.Watcher = clientv3.NewWatchFromWatchClient(pb.NewWatchClient(conn), c)
+	c.Cluster = clientv3.NewClusterFromClusterClient(pb.NewClusterClient(conn), c)
+	c.Maintenance = clientv3.NewMaintenanceFromMaintenanceClient(pb.NewMaintenanceClient(conn), c)
+	return c
+}
+
+// Client returns a client of this member that uses no socket. It ends with the
+// member.
+func (n *Node) Client() *clientv3.Client { return n.front.client }
+
+// ClientAddrs returns the addresses on which clients are served, as bound: for
+// a configured port 0 they tell the port.
+func (n *Node) ClientAddrs() []net.Addr {
+	var out []net.Addr
+	for _, l := range n.front.clients {
+		out = append(out, l.Addr())
+	}
+	return out
+}
+
+// sources tells metrics where values come from.
+func sources(n *Node) api.Sources {
+	status := func(f func(*Node) float64) func() float64 { return func() float64 { return f(n) } }
+	return api.Sources{
+		LeaderChanges:    status(func(n *Node) float64 { return float64(n.consensus.Status().LeaderChanges) }),
+		ProposalsPending: status(func(n *Node) float64 { return float64(n.consensus.Status().Pending) }),
+		ProposalsFailed:  status(func(n *Node) float64 { return float64(n.consensus.FailedProposals()) }),
+		WatchStreams:     status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Streams) }),
+		Watchers:         status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Watchers) }),
+		SlowWatchers:     status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Lagging) }),
+		PendingEvents:    status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Pending) }),
+		Events:           status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Delivered) }),
+		LeasesRenewed:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Renewed) }),
+		LeasesExpired:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Expired) }),
+	}
+}
