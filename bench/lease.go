@@ -23,6 +23,9 @@ type LeaseOptions struct {
 
 // NewLeaseKeepAlive returns a load in which each client keeps leases of its own alive on one stream.
 func NewLeaseKeepAlive(clients int, o LeaseOptions) (Load, error) {
+	if err := validateClients(clients); err != nil {
+		return nil, err
+	}
 	var err error
 	if o.PerClient < 1 || o.PerClient > maxLeasesPerClient {
 		err = fmt.Errorf("%d leases for each client: must be between 1 and %d", o.PerClient, maxLeasesPerClient)

@@ -52,9 +52,10 @@ type Progress struct {
 
 // Validate reports what is wrong with a plan.
 func (p Plan) Validate() error {
+	if err := validateClients(p.Clients); err != nil {
+		return err
+	}
 	switch {
-	case p.Clients < 1 || p.Clients > MaxClients:
-		return fmt.Errorf("%d clients: must be between 1 and %d", p.Clients, MaxClients)
 	case p.Duration <= 0 || p.Duration > MaxDuration:
 		return fmt.Errorf("a duration of %v: must be more than 0 and at most %v", p.Duration, MaxDuration)
 	case p.Total < 0 || p.Total > MaxTotal:
@@ -65,6 +66,13 @@ func (p Plan) Validate() error {
 		return fmt.Errorf("a rate of %g requests/s: must be between 0 (no fixed rate) and %d", p.Rate, MaxRate)
 	case p.Grace < 0 || p.Grace > MaxDuration:
 		return fmt.Errorf("a grace of %v: must be between 0 and %v", p.Grace, MaxDuration)
+	}
+	return nil
+}
+
+func validateClients(n int) error {
+	if n < 1 || n > MaxClients {
+		return fmt.Errorf("%d clients: must be between 1 and %d", n, MaxClients)
 	}
 	return nil
 }

@@ -214,7 +214,10 @@ func (l *fanoutLoad) Close(context.Context) error {
 // NewWatchLatency returns a load in which each client puts a key of its own and waits until its own
 // watcher on that key has the event: one request at a time.
 func NewWatchLatency(d Data, clients int) (Load, error) {
-	d.Keys = max(clients, 1)
+	if err := validateClients(clients); err != nil {
+		return nil, err
+	}
+	d.Keys = clients
 	m, err := newMaterial(d)
 	return &watchLatencyLoad{material: m, clients: make([]watchLatencyClient, clients)}, err
 }
