@@ -1,7 +1,6 @@
 package lessor
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"time"
@@ -48,6 +47,7 @@ func (l *Lessor) run(ctx context.Context, r *reign) {
 		select {
 		case <-timer:
 			timer = nil
+		case <-r.wake:
 		case <-r.feed.Ready():
 		case <-ctx.Done():
 		}
@@ -94,6 +94,7 @@ func (l *Lessor) revoke(ctx context.Context, r *reign, t *term) {
 	if r.terms[t.ID] == t {
 		t.retry = r.now() + r.o.RetryInterval
 		r.enqueue(t)
+		r.rouse()
 	}
 	switch {
 	case err != nil && !r.failing:
@@ -158,10 +159,7 @@ func (r *reign) hasten(t *term) {
 		return
 	}
 	t.checkpoint = r.now() + r.o.RetryInterval
-	if t.due() < t.next {
-		t.next = t.due()
-		heap.Fix(&r.queue, t.pos)
-	}
+	r.advance(t)
 }
 
 func checkpointRequest(cs []*pb.LeaseCheckpoint) *pb.InternalRaftRequest {

@@ -23,6 +23,8 @@ type reign struct {
 	terms map[int64]*term
 	// queue orders the terms that are not being revoked by term.next.
 	queue queue
+	// wake tells the loop that the queue changed behind its back.
+	wake chan struct{}
 	// failing is set while revocations fail, to log that once.
 	failing bool
 	changed []int64 // scratch of sync
@@ -61,6 +63,7 @@ func newReign(table Leases, o Options, cancel context.CancelFunc, ended <-chan s
 		cancel: cancel,
 		ended:  ended,
 		start:  o.Clock.Now(),
+		wake:   make(chan struct{}, 1),
 	}
 	all := table.All()
 	r.terms = make(map[int64]*term, len(all))
@@ -92,9 +95,23 @@ func (r *reign) extend(t *term, d time.Duration) {
 	if i := r.o.CheckpointInterval; i > 0 && d > i {
 		t.checkpoint = now + i
 	}
+	r.advance(t)
+}
+
+// advance moves t forward in the queue if its next event has become earlier.
+func (r *reign) advance(t *term) {
 	if t.pos != notQueued && t.due() < t.next {
 		t.next = t.due()
 		heap.Fix(&r.queue, t.pos)
+		r.rouse()
+	}
+}
+
+// rouse makes the loop look at the queue again.
+func (r *reign) rouse() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -1,0 +1,604 @@
+package lessor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/goleak"
+
+	"github.com/coteriedb/coterie/machine/lease"
+	"github.com/coteriedb/coterie/storage/engine"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// member is a table, the log in front of it, and a lessor. Inside a synctest
+// bubble its time is fake: sleeping is how the tests say that time passes.
+type member struct {
+	t     *testing.T
+	eng   *engine.Engine
+	table *lease.Table
+	l     *Lessor
+
+	mu sync.Mutex // guards the fields below and makes a log of the proposals
+	// delay is how long a proposal takes.
+	delay time.Duration
+	// fail is what proposals return instead of being applied.
+	fail error
+	// revoked has the time at which each lease was last proposed for
+	// revocation; attempts counts.
+	revoked       map[int64]time.Time
+	attempts      int
+	checkpoints   []string
+	inFlight      int
+	mostInFlight  int
+	granted       map[int64]time.Time
+	appliedErrors []error
+}
+
+func newEngine(t *testing.T) *engine.Engine {
+	eng, err := engine.Open(engine.Options{Dir: "db", FS: vfs.NewMem()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := eng.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return eng
+}
+
+// bubble runs f on fake time with a promoted member. The engine is outside:
+// its goroutines have other things to do than to let time pass.
+func bubble(t *testing.T, o Options, f func(m *member)) {
+	t.Helper()
+	eng := newEngine(t)
+	synctest.Test(t, func(t *testing.T) {
+		m := &member{t: t, eng: eng, revoked: map[int64]time.Time{}, granted: map[int64]time.Time{}}
+		m.start(o)
+		f(m)
+		m.l.Close()
+		for _, err := range m.appliedErrors {
+			t.Errorf("apply: %v", err)
+		}
+	})
+}
+
+// start opens the table and a lessor that leads, as after a restart.
+func (m *member) start(o Options) {
+	m.t.Helper()
+	table, err := lease.Open(m.eng)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.table = table
+	m.l = New(table, m, o)
+	m.l.Promote()
+}
+
+// Propose applies r, after the delay.
+func (m *member) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
+	m.mu.Lock()
+	delay := m.delay
+	m.inFlight++
+	m.mostInFlight = max(m.mostInFlight, m.inFlight)
+	if r.LeaseRevoke != nil {
+		m.attempts++
+		m.revoked[r.LeaseRevoke.ID] = time.Now()
+	}
+	if r.LeaseCheckpoint != nil {
+		for _, c := range r.LeaseCheckpoint.Checkpoints {
+			m.checkpoints = append(m.checkpoints, fmt.Sprintf("%d:%d", c.ID, c.Remaining_TTL))
+		}
+	}
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.inFlight--
+	}()
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return m.apply(r)
+}
+
+func (m *member) apply(r *pb.InternalRaftRequest) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return m.fail
+	}
+	b := m.eng.NewBatch()
+	var err error
+	switch {
+	case r.LeaseGrant != nil:
+		err = m.table.Grant(b, r.LeaseGrant.ID, r.LeaseGrant.TTL)
+		m.granted[r.LeaseGrant.ID] = time.Now()
+	case r.LeaseRevoke != nil:
+		_, err = m.table.Revoke(b, r.LeaseRevoke.ID)
+	case r.LeaseCheckpoint != nil:
+		for _, c := range r.LeaseCheckpoint.Checkpoints {
+			err = errors.Join(err, m.table.Checkpoint(b, c.ID, c.Remaining_TTL))
+		}
+	}
+	if cerr := m.eng.Commit(b); cerr != nil {
+		m.appliedErrors = append(m.appliedErrors, cerr)
+	}
+	return err
+}
+
+func (m *member) grant(id, ttl int64) {
+	m.t.Helper()
+	if err := m.apply(&pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: ttl}}); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *member) revoke(id int64) {
+	m.t.Helper()
+	if err := m.apply(&pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: id}}); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *member) setFail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = err
+}
+
+func (m *member) setDelay(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.delay = d
+}
+
+func (m *member) counts() (attempts, most int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.attempts, m.mostInFlight
+}
+
+// pass lets time pass and everything due in it happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (m *member) wantAlive(ids ...int64) {
+	m.t.Helper()
+	for _, id := range ids {
+		if !m.table.Has(id) {
+			m.t.Errorf("lease %d is gone", id)
+		}
+	}
+}
+
+func (m *member) wantGone(ids ...int64) {
+	m.t.Helper()
+	for _, id := range ids {
+		if m.table.Has(id) {
+			m.t.Errorf("lease %d still exists", id)
+		}
+	}
+}
+
+func (m *member) wantTimeToLive(id, granted, remaining int64) {
+	m.t.Helper()
+	g, r, err := m.l.TimeToLive(id)
+	if err != nil || g != granted || r != remaining {
+		m.t.Errorf("TimeToLive(%d) = %d, %d, %v, want %d, %d", id, g, r, err, granted, remaining)
+	}
+}
+
+func (m *member) wantRenewed(id, ttl int64) {
+	m.t.Helper()
+	if got, err := m.l.Renew(m.t.Context(), id); err != nil || got != ttl {
+		m.t.Errorf("Renew(%d) = %d, %v, want %d", id, got, err, ttl)
+	}
+}
+
+func TestExpiresOnTimeAndNotBefore(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 5)
+		m.grant(2, 10)
+		pass(5*time.Second - time.Millisecond)
+		m.wantAlive(1, 2)
+		pass(50 * time.Millisecond)
+		m.wantGone(1)
+		m.wantAlive(2)
+		pass(5 * time.Second)
+		m.wantGone(2)
+		if s := m.l.Stats(); s.Expired != 2 {
+			t.Errorf("%d leases expired, want 2", s.Expired)
+		}
+	})
+}
+
+func TestKeepAlive(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 5)
+		for range 10 {
+			pass(4 * time.Second)
+			m.wantRenewed(1, 5)
+		}
+		pass(4900 * time.Millisecond)
+		m.wantAlive(1)
+		pass(200 * time.Millisecond)
+		m.wantGone(1)
+		if _, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, lease.ErrNotFound) {
+			t.Errorf("Renew of an expired lease returned %v", err)
+		}
+		if s := m.l.Stats(); s.Renewed != 10 {
+			t.Errorf("%d renewals, want 10", s.Renewed)
+		}
+	})
+}
+
+func TestTimeToLive(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 10)
+		m.wantTimeToLive(1, 10, 10)
+		pass(time.Millisecond)
+		m.wantTimeToLive(1, 10, 9)
+		pass(9500 * time.Millisecond)
+		m.wantTimeToLive(1, 10, 0)
+		m.setFail(errors.New("no quorum"))
+		pass(2 * time.Second)
+		m.wantTimeToLive(1, 10, -1)
+		if g, r, err := m.l.TimeToLive(99); g != 0 || r != -1 || !errors.Is(err, lease.ErrNotFound) {
+			t.Errorf("TimeToLive of an unknown lease = %d, %d, %v", g, r, err)
+		}
+		m.wantNoOverflow(2, lease.MaxTTL)
+	})
+}
+
+// wantNoOverflow grants the longest lease there is, to see that nothing overflows.
+func (m *member) wantNoOverflow(id, ttl int64) {
+	m.setFail(nil)
+	m.grant(id, ttl)
+	m.wantTimeToLive(id, ttl, ttl)
+	m.l.Demote()
+	m.l.Promote()
+	if _, r, err := m.l.TimeToLive(id); err != nil || r < ttl {
+		m.t.Errorf("after another promotion %d s remain, %v", r, err)
+	}
+}
+
+func TestRevokedByClient(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 5)
+		m.revoke(1)
+		m.grant(1, 60) // another lease, by the same name
+		pass(30 * time.Second)
+		m.wantAlive(1)
+		m.wantTimeToLive(1, 60, 30)
+		m.revoke(1)
+		pass(60 * time.Second)
+		if attempts, _ := m.counts(); attempts != 0 {
+			t.Errorf("%d revocations of leases that were revoked by their owner", attempts)
+		}
+	})
+}
+
+func TestExpiredIsNotRenewable(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 5)
+		m.setDelay(3 * time.Second)
+		pass(6 * time.Second) // expired, and on its way to be revoked
+		m.wantAlive(1)
+		begin := time.Now()
+		if ttl, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, lease.ErrNotFound) {
+			t.Errorf("Renew = %d, %v, want ErrNotFound", ttl, err)
+		}
+		if d := time.Since(begin); d < time.Second || d > 3*time.Second {
+			t.Errorf("Renew returned after %v, want it to wait for the revocation", d)
+		}
+		m.wantGone(1)
+	})
+}
+
+func TestRenewOfExpiredGivesUp(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 1)
+		m.setFail(errors.New("no quorum"))
+		pass(2 * time.Second)
+		ctx, cancel := context.WithTimeout(m.t.Context(), time.Second)
+		defer cancel()
+		if _, err := m.l.Renew(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Renew = %v, want the context's error", err)
+		}
+		got := make(chan error, 1)
+		go func() {
+			_, err := m.l.Renew(m.t.Context(), 1)
+			got <- err
+		}()
+		synctest.Wait()
+		m.l.Demote()
+		if err := <-got; !errors.Is(err, ErrNotPrimary) {
+			t.Errorf("Renew = %v, want ErrNotPrimary", err)
+		}
+	})
+}
+
+func TestFailedRevocationIsRepeated(t *testing.T) {
+	bubble(t, Options{RetryInterval: time.Second}, func(m *member) {
+		m.grant(1, 5)
+		m.setFail(errors.New("no quorum"))
+		pass(10100 * time.Millisecond)
+		if attempts, _ := m.counts(); attempts < 5 || attempts > 6 {
+			t.Errorf("%d attempts in 5 s, want one each second", attempts)
+		}
+		m.wantAlive(1)
+		m.setFail(nil)
+		pass(1100 * time.Millisecond)
+		m.wantGone(1)
+	})
+}
+
+func TestDemotedDoesNothing(t *testing.T) {
+	bubble(t, Options{Extend: time.Second}, func(m *member) {
+		m.grant(1, 5)
+		m.l.Demote()
+		pass(time.Hour)
+		m.wantAlive(1)
+		if _, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, ErrNotPrimary) {
+			t.Errorf("Renew = %v, want ErrNotPrimary", err)
+		}
+		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, ErrNotPrimary) {
+			t.Errorf("TimeToLive = %v, want ErrNotPrimary", err)
+		}
+		m.grant(2, 3)
+		if got := fmt.Sprint(m.l.Leases()); got != "[1 2]" {
+			t.Errorf("leases %s, want [1 2]", got)
+		}
+
+		m.l.Promote() // everyone starts anew, and gets an election timeout more
+		if got := fmt.Sprint(m.l.Leases()); got != "[2 1]" {
+			t.Errorf("leases %s, want those first that expire first", got)
+		}
+		pass(3900 * time.Millisecond)
+		m.wantAlive(1, 2)
+		pass(200 * time.Millisecond)
+		m.wantGone(2)
+		pass(2 * time.Second)
+		m.wantGone(1)
+	})
+}
+
+func TestProposalsEndWithTheReign(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 1)
+		m.setDelay(time.Hour)
+		pass(2 * time.Second)
+		begin := time.Now()
+		m.l.Demote()
+		m.l.Close()
+		if d := time.Since(begin); d > time.Second {
+			t.Errorf("Close took %v", d)
+		}
+		m.wantAlive(1)
+		m.l.Promote() // too late
+		pass(time.Hour)
+		m.wantAlive(1)
+	})
+}
+
+func TestReset(t *testing.T) {
+	other := newEngine(t)
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 5)
+		table, err := lease.Open(other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.l.Reset(table)
+		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, ErrNotPrimary) {
+			t.Errorf("TimeToLive = %v, want ErrNotPrimary", err)
+		}
+		m.l.Promote()
+		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, lease.ErrNotFound) {
+			t.Errorf("TimeToLive = %v, want ErrNotFound in the other table", err)
+		}
+	})
+}
+
+func TestCheckpoints(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 900) // checkpointed after 5 minutes and 10, then not worth it
+		m.grant(2, 300) // never
+		pass(299 * time.Second)
+		m.wantCheckpoints("[]")
+		pass(1100 * time.Millisecond)
+		m.wantCheckpoints("[1:600]")
+		pass(100 * time.Second)
+		m.wantTimeToLive(1, 900, 499)
+
+		// A restart forgets the time since the checkpoint, no more.
+		m.l.Close()
+		m.start(Options{})
+		m.wantTimeToLive(1, 900, 600)
+		m.wantGone(2)
+
+		// Renewing makes the full time known before it says so.
+		m.wantRenewed(1, 900)
+		m.wantCheckpoints("[1:600 1:0]")
+		m.wantTimeToLive(1, 900, 900)
+		m.l.Close()
+		m.start(Options{})
+		m.wantTimeToLive(1, 900, 900)
+	})
+}
+
+func (m *member) wantCheckpoints(want string) {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if got := fmt.Sprint(m.checkpoints); got != want {
+		m.t.Errorf("checkpoints %s, want %s", got, want)
+	}
+}
+
+func TestKeptAliveIsNotCheckpointed(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 900)
+		for range 100 {
+			pass(299 * time.Second)
+			m.wantRenewed(1, 900)
+		}
+		m.wantCheckpoints("[]")
+	})
+}
+
+func TestCheckpointsCanBeOff(t *testing.T) {
+	bubble(t, Options{CheckpointInterval: -1}, func(m *member) {
+		m.grant(1, 900)
+		pass(899 * time.Second)
+		m.wantCheckpoints("[]")
+		m.wantAlive(1)
+	})
+}
+
+func TestFailedCheckpointIsRepeated(t *testing.T) {
+	bubble(t, Options{RetryInterval: time.Second}, func(m *member) {
+		m.grant(1, 900)
+		m.setFail(errors.New("no quorum"))
+		pass(301500 * time.Millisecond)
+		m.setFail(nil)
+		pass(time.Second)
+		m.wantCheckpoints("[1:600 1:599 1:598]")
+		if l, _ := m.table.Get(1); l.RemainingTTL != 598 {
+			t.Errorf("stored remaining time %d, want 598", l.RemainingTTL)
+		}
+		// The failed ones may have been agreed on after all; so they count as
+		// there, to be cleared.
+		m.wantRenewed(1, 900)
+		m.wantCheckpoints("[1:600 1:599 1:598 1:0]")
+	})
+}
+
+// TestRenewalBeatsCheckpointUnderWay: the owner was told 900 seconds, so no
+// crash after that may leave fewer.
+func TestRenewalBeatsCheckpointUnderWay(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 900)
+		m.setDelay(10 * time.Second)
+		pass(301 * time.Second) // the checkpoint is under way
+		m.wantCheckpoints("[1:600]")
+		m.wantRenewed(1, 900)
+		m.wantCheckpoints("[1:600 1:0]")
+		m.l.Close()
+		m.setDelay(0)
+		m.start(Options{})
+		m.wantTimeToLive(1, 900, 900)
+	})
+}
+
+func TestRenewalFailsIfItCannotBeKept(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 900)
+		pass(301 * time.Second)
+		broken := errors.New("no quorum")
+		m.setFail(broken)
+		if _, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, broken) {
+			t.Errorf("Renew = %v, want %v", err, broken)
+		}
+	})
+}
+
+// TestMassExpiry: 100,000 leases end within one second. All are revoked soon
+// after, none before its time, and never too many at once.
+func TestMassExpiry(t *testing.T) {
+	const n = 100_000
+	bubble(t, Options{MaxInFlight: 100}, func(m *member) {
+		m.setDelay(2 * time.Millisecond)
+		for id := int64(1); id <= n; id++ {
+			m.grant(id, 10)
+			if id%100 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		pass(12500 * time.Millisecond)
+		if left := m.table.Len(); left != 0 {
+			t.Errorf("%d leases are left", left)
+		}
+		attempts, most := m.counts()
+		if attempts != n || most != 100 {
+			t.Errorf("%d revocations with up to %d at a time, want %d with 100", attempts, most, n)
+		}
+		for id, at := range m.revoked {
+			if lived := at.Sub(m.granted[id]); lived < 10*time.Second {
+				t.Fatalf("lease %d lived only %v", id, lived)
+			}
+		}
+	})
+}
+
+// TestFeedOverflow: when too much happens for the feed, the lessor compares
+// everything and misses nothing.
+func TestFeedOverflow(t *testing.T) {
+	const n = 70_000
+	bubble(t, Options{}, func(m *member) {
+		m.grant(n+1, 60)
+		synctest.Wait()
+		m.l.mu.Lock() // keeps the lessor from reading the feed
+		for id := int64(1); id <= n; id++ {
+			m.grant(id, 60)
+		}
+		m.revoke(n + 1)
+		m.l.mu.Unlock()
+		m.wantTimeToLive(n, 60, 60)
+		if _, _, err := m.l.TimeToLive(n + 1); !errors.Is(err, lease.ErrNotFound) {
+			t.Errorf("TimeToLive of a revoked lease: %v", err)
+		}
+		if got := len(m.l.Leases()); got != n {
+			t.Errorf("%d leases, want %d", got, n)
+		}
+	})
+}
+
+func BenchmarkRenew(b *testing.B) {
+	eng, err := engine.Open(engine.Options{Dir: "db", FS: vfs.NewMem()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer eng.Close()
+	table, err := lease.Open(eng)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const n = 100_000
+	batch := eng.NewBatch()
+	for id := int64(1); id <= n; id++ {
+		if err := table.Grant(batch, id, 3600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := eng.Commit(batch); err != nil {
+		b.Fatal(err)
+	}
+	l := New(table, nil, Options{})
+	defer l.Close()
+	l.Promote()
+	b.ReportAllocs()
+	id := int64(0)
+	for b.Loop() {
+		id = id%n + 1
+		if _, err := l.Renew(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
