@@ -1,0 +1,225 @@
+package oracle
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/coteriedb/coterie/tests/target"
+)
+
+var (
+	flagOps      = flag.Int("oracle.ops", 20_000, "operations to compare in all")
+	flagLength   = flag.Int("oracle.length", 4_000, "operations in one sequence")
+	flagSeed     = flag.Uint64("oracle.seed", 0, "seed of the first sequence; the others follow it (0: from the clock)")
+	flagParallel = flag.Int("oracle.parallel", 6, "sequences that run at the same time")
+	flagSelf     = flag.Bool("oracle.self", false, "compare etcd with etcd instead of with Coterie")
+	flagEndpoint = flag.String("oracle.endpoint", os.Getenv("COTERIE_ENDPOINT"),
+		"an empty server to compare with etcd, instead of one that is started; it serves one sequence, default limits differ from the test's")
+)
+
+var coterieBinary struct {
+	sync.Once
+	path string
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "oracle-bin-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	binDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// binDir is where Coterie's binary is built, once, when the first test needs it.
+var binDir string
+
+func etcd(ctx context.Context, cfg target.Config) (target.Server, error) {
+	return target.StartEtcd(ctx, cfg)
+}
+
+func coterie(ctx context.Context, cfg target.Config) (target.Server, error) {
+	coterieBinary.Do(func() { coterieBinary.path, coterieBinary.err = target.BuildCoterie(ctx, binDir) })
+	if coterieBinary.err != nil {
+		return nil, coterieBinary.err
+	}
+	return target.StartCoterie(ctx, coterieBinary.path, cfg)
+}
+
+// subject is what the flags name: Coterie unless they say otherwise.
+func subject() Starter {
+	switch {
+	case *flagEndpoint != "":
+		return func(context.Context, target.Config) (target.Server, error) {
+			return target.External{Addr: *flagEndpoint}, nil
+		}
+	case *flagSelf:
+		return etcd
+	}
+	return coterie
+}
+
+// TestSequences compares fresh random sequences. A failure prints the seed; it belongs into testdata/seeds.txt.
+func TestSequences(t *testing.T) {
+	first := *flagSeed
+	if first == 0 {
+		first = uint64(time.Now().UnixNano()) % 1_000_000_000
+	}
+	pair := Pair{Reference: etcd, Subject: subject()}
+	count := max(1, *flagOps / *flagLength)
+	if *flagEndpoint != "" {
+		count = 1 // a second sequence would not begin on an empty server
+	}
+	t.Logf("%d sequences of %d operations from seed %d on", count, *flagLength, first)
+	began := time.Now()
+	total := runAll(t, pair, count, func(i int) Options {
+		return Options{Seed: first + uint64(i), Ops: *flagLength, NoRestarts: *flagEndpoint != ""}
+	})
+	t.Logf("%d operations in %v: %d watch events, %d comparisons of the whole state, %d restarts",
+		total.Ops, time.Since(began).Round(time.Millisecond), total.Events, total.Checks, total.Restarts)
+	for _, name := range slices.Sorted(maps.Keys(total.ByName)) {
+		t.Logf("%8d %s, of them refused %d", total.ByName[name], name, total.Refused[name])
+	}
+}
+
+// TestSeeds runs the sequences that once found a difference.
+func TestSeeds(t *testing.T) {
+	if *flagEndpoint != "" {
+		t.Logf("a server given by its endpoint serves one sequence, which is TestSequences'")
+		return
+	}
+	seeds := readSeeds(t, "testdata/seeds.txt")
+	runAll(t, Pair{Reference: etcd, Subject: subject()}, len(seeds), func(i int) Options { return seeds[i] })
+}
+
+// readSeeds reads lines of a seed, a length and the reason for keeping them.
+func readSeeds(t *testing.T, path string) []Options {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var seeds []Options
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		fields := strings.Fields(line)
+		if len(fields) < 3 {
+			t.Fatalf("%s: %q is not a seed, a length and a reason", path, line)
+		}
+		seed, err1 := strconv.ParseUint(fields[0], 10, 64)
+		ops, err2 := strconv.Atoi(fields[1])
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatalf("%s: %q: %v", path, line, err)
+		}
+		seeds = append(seeds, Options{Seed: seed, Ops: ops})
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return seeds
+}
+
+// runAll runs sequences, several at a time, and adds up what they did. After a failure no more are begun.
+func runAll(t *testing.T, pair Pair, count int, options func(int) Options) Stats {
+	t.Helper()
+	total := newStats()
+	var mu sync.Mutex // guards total
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range min(*flagParallel, count) {
+		wg.Go(func() {
+			for i := range next {
+				o := options(i)
+				o.Dir = t.TempDir()
+				stats, err := Run(t.Context(), pair, o)
+				if err != nil {
+					t.Error(err)
+				}
+				os.RemoveAll(o.Dir)
+				mu.Lock()
+				total.add(stats)
+				mu.Unlock()
+			}
+		})
+	}
+	for i := range count {
+		if t.Failed() {
+			break
+		}
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	return total
+}
+
+func (s *Stats) add(o Stats) {
+	s.Ops += o.Ops
+	s.Events += o.Events
+	s.Checks += o.Checks
+	s.Restarts += o.Restarts
+	for name, n := range o.ByName {
+		s.ByName[name] += n
+		s.Refused[name] += o.Refused[name]
+	}
+}
+
+// TestSelf compares etcd with etcd: what it finds would be an accident of the moment and no fault of a server.
+func TestSelf(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	runAll(t, Pair{Reference: etcd, Subject: etcd}, 4, func(i int) Options {
+		return Options{Seed: uint64(1000 + i), Ops: 1500}
+	})
+}
+
+// TestAlterationsAreNoticed compares etcd with etcd whose answers are altered at one place. Each alteration must
+// be reported as a difference.
+func TestAlterationsAreNoticed(t *testing.T) {
+	for i, m := range mutations() {
+		t.Run(m.name, func(t *testing.T) {
+			if i%2 == 0 {
+				t.Parallel()
+			}
+			// A seed may give a sequence in which the response never occurs; there are others.
+			for seed := uint64(1); seed < 20; seed++ {
+				mut := &mutator{mutation: m}
+				mut.spare.Store(20)
+				pair := Pair{Reference: etcd, Subject: etcd, SubjectDial: mut.dialOptions()}
+				_, err := Run(t.Context(), pair, Options{Seed: seed, Ops: 600, Dir: t.TempDir(), NoRestarts: true})
+				var diff *Difference
+				switch {
+				case mut.done.Load() && errors.As(err, &diff):
+					return
+				case mut.done.Load():
+					t.Fatalf("seed %d: the alteration went unnoticed (%v)", seed, err)
+				case err != nil:
+					t.Fatal(err)
+				}
+			}
+			t.Fatal("no sequence had a response to alter")
+		})
+	}
+}
