@@ -22,6 +22,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/coteriedb/coterie/machine/auth"
 	"github.com/coteriedb/coterie/machine/lease"
@@ -294,7 +295,7 @@ func (m *Machine) fillRevision(resp proto.Message) {
 	}
 	msg := resp.ProtoReflect()
 	if fd := msg.Descriptor().Fields().ByName("header"); fd != nil && msg.IsValid() && !msg.Has(fd) {
-		msg.Set(fd, m.header().ProtoReflect().Interface().ProtoReflect().NewField(fd))
+		msg.Set(fd, protoreflect.ValueOfMessage(m.header().ProtoReflect()))
 	}
 }
 
