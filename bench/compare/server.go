@@ -83,13 +83,16 @@ func goTool(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// version is the first line of what a server says of itself.
+// version is what a server says of itself first, without the "etcd Version: " that etcd puts before it.
 func version(ctx context.Context, binary string) (string, error) {
 	out, err := exec.CommandContext(ctx, binary, "--version").Output()
 	if err != nil {
 		return "", fmt.Errorf("%s --version: %w", binary, err)
 	}
 	first, _, _ := strings.Cut(string(out), "\n")
+	if _, number, ok := strings.Cut(first, "Version: "); ok {
+		first = number
+	}
 	return strings.TrimSpace(first), nil
 }
 
