@@ -197,6 +197,10 @@ func (s *Server) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	s.shared.RegisterService(desc, impl)
 }
 
+// Handle sets what answers requests that are not gRPC, in place of Options.HTTP: a handler may
+// need this server's Dial first. It is called before Start.
+func (s *Server) Handle(h http.Handler) { s.o.HTTP = h }
+
 // Start begins to serve connections made in process by Dial. Listeners are added by Serve.
 func (s *Server) Start() {
 	s.mu.Lock()

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -101,17 +102,15 @@ func gateway(ctx context.Context, c Config) (http.Handler, error) {
 		UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
 	}
 	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{Marshaler: json}))
-	for _, register := range []func() error{
-		func() error { return gw.RegisterKVHandlerClient(ctx, mux, pb.NewKVClient(c.Gateway)) },
-		func() error { return gw.RegisterWatchHandlerClient(ctx, mux, pb.NewWatchClient(c.Gateway)) },
-		func() error { return gw.RegisterLeaseHandlerClient(ctx, mux, pb.NewLeaseClient(c.Gateway)) },
-		func() error { return gw.RegisterClusterHandlerClient(ctx, mux, pb.NewClusterClient(c.Gateway)) },
-		func() error { return gw.RegisterMaintenanceHandlerClient(ctx, mux, pb.NewMaintenanceClient(c.Gateway)) },
-		func() error { return gw.RegisterAuthHandlerClient(ctx, mux, pb.NewAuthClient(c.Gateway)) },
-	} {
-		if err := register(); err != nil {
-			return nil, err
-		}
+	if err := errors.Join(
+		gw.RegisterKVHandlerClient(ctx, mux, pb.NewKVClient(c.Gateway)),
+		gw.RegisterWatchHandlerClient(ctx, mux, pb.NewWatchClient(c.Gateway)),
+		gw.RegisterLeaseHandlerClient(ctx, mux, pb.NewLeaseClient(c.Gateway)),
+		gw.RegisterClusterHandlerClient(ctx, mux, pb.NewClusterClient(c.Gateway)),
+		gw.RegisterMaintenanceHandlerClient(ctx, mux, pb.NewMaintenanceClient(c.Gateway)),
+		gw.RegisterAuthHandlerClient(ctx, mux, pb.NewAuthClient(c.Gateway)),
+	); err != nil {
+		return nil, err
 	}
 	limit := jsonOverhead * int64(api.MaxRecvBytes(c.MaxRequestBytes))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
