@@ -92,15 +92,9 @@ type Config struct {
 	// ElectionTimeout is how long a follower waits for a heartbeat before it stands for election, in whole
 	// milliseconds (--election-timeout): at least five heartbeats, at most 50s. Default 1s.
 	ElectionTimeout time.Duration
-	// InitialElectionTickAdvance shortens the first election after a start (--initial-election-tick-advance).
-	// A member that is alone is always elected at once. Default true.
-	InitialElectionTickAdvance bool
 	// PreVote asks for votes provisionally first, so that a member that was cut off does not depose a working
 	// leader (--pre-vote). Default true.
 	PreVote bool
-	// StrictReconfigCheck refuses changes of membership that would lose the quorum (--strict-reconfig-check).
-	// Default true.
-	StrictReconfigCheck bool
 
 	// SnapshotCount is after how many applied entries the log is cut (--snapshot-count). 0 means 10,000, the default.
 	SnapshotCount uint64
@@ -215,9 +209,7 @@ func DefaultConfig() Config {
 		InitialClusterState:         ClusterStateNew,
 		HeartbeatInterval:           100 * time.Millisecond,
 		ElectionTimeout:             time.Second,
-		InitialElectionTickAdvance:  true,
 		PreVote:                     true,
-		StrictReconfigCheck:         true,
 		SnapshotCount:               defaultSnapshotCount,
 		SnapshotCatchUpEntries:      defaultSnapshotCatchUpEntries,
 		MaxTxnOps:                   128,
