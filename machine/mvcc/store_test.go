@@ -45,8 +45,12 @@ type harness struct {
 }
 
 func newHarness(t testing.TB, leases ...int64) *harness {
+	return newHarnessOn(t, vfs.NewMem(), leases...)
+}
+
+func newHarnessOn(t testing.TB, fs vfs.FS, leases ...int64) *harness {
 	h := &harness{
-		t: t, fs: vfs.NewMem(), leases: newLeaseTable(leases...),
+		t: t, fs: fs, leases: newLeaseTable(leases...),
 		opts: Options{CompactionBatchLimit: 7, CompactionSleep: time.Microsecond},
 	}
 	h.open()
