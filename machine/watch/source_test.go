@@ -115,20 +115,25 @@ func (f *fakeSource) ReadEvents(from, to int64, match func(key []byte) bool, max
 }
 
 func (f *fakeSource) PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	rev := ev.Kv.ModRevision - 1
-	if rev < f.compact {
+	if ev.Kv.ModRevision-1 < f.CompactRevision() {
 		return nil
 	}
-	for ; rev >= 2; rev-- {
+	return f.before(ev)
+}
+
+// before returns the key's state before ev, compacted or not.
+func (f *fakeSource) before(ev *mvccpb.Event) *mvccpb.KeyValue {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for rev := ev.Kv.ModRevision - 1; rev >= 2; rev-- {
 		for _, old := range f.history[rev-2].Events {
-			if string(old.Kv.Key) == string(ev.Kv.Key) {
-				if old.Type == mvccpb.Event_DELETE {
-					return nil
-				}
-				return old.Kv
+			if string(old.Kv.Key) != string(ev.Kv.Key) {
+				continue
 			}
+			if old.Type == mvccpb.Event_DELETE {
+				return nil
+			}
+			return old.Kv
 		}
 	}
 	return nil
