@@ -44,6 +44,7 @@ func scanHistory(ctx context.Context, it *pebble.Iterator, rev int64, fn func(ke
 		done  []byte // prefix of the key dealt with last
 		seek  []byte
 		key   []byte
+		rec   record
 		steps int // spent on versions that are not wanted, since the last seek or key
 	)
 	step := func(target []byte) bool {
@@ -75,7 +76,7 @@ func scanHistory(ctx context.Context, it *pebble.Iterator, rev int64, fn func(ke
 		}
 		steps = 0
 		done = append(done[:0], prefix...)
-		more, err := scanVersion(it, &key, prefix, main, fn)
+		more, err := scanVersion(it, &key, &rec, prefix, main, fn)
 		if err != nil || !more {
 			return err
 		}
@@ -85,8 +86,8 @@ func scanHistory(ctx context.Context, it *pebble.Iterator, rev int64, fn func(ke
 }
 
 // scanVersion hands the version that it stands on to fn, unless it is a
-// tombstone.
-func scanVersion(it *pebble.Iterator, key *[]byte, prefix []byte, main int64, fn func([]byte, int64, *record) bool) (bool, error) {
+// tombstone. The memory of key and rec is used again.
+func scanVersion(it *pebble.Iterator, key *[]byte, rec *record, prefix []byte, main int64, fn func([]byte, int64, *record) bool) (bool, error) {
 	var err error
 	if *key, err = unescapeKey((*key)[:0], prefix); err != nil {
 		return false, err
@@ -95,11 +96,10 @@ func scanVersion(it *pebble.Iterator, key *[]byte, prefix []byte, main int64, fn
 	if err != nil {
 		return false, err
 	}
-	r, err := decodeRecord(v, main)
-	if err != nil {
+	if *rec, err = decodeRecord(v, main); err != nil {
 		return false, keyError(string(*key), main, err)
 	}
-	return r.tombstone || fn(*key, main, &r), nil
+	return rec.tombstone || fn(*key, main, rec), nil
 }
 
 // keyError adds to an error about a record which one it was.

@@ -1,7 +1,6 @@
 package mvcc
 
 import (
-	"context"
 	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -68,9 +67,15 @@ func (s *Store) previous(r *pb.PutRequest) *mvccpb.KeyValue {
 	if it == nil {
 		return nil
 	}
-	kv, err := st.pair(context.Background(), it, r.PrevKv || r.IgnoreValue)
-	if err != nil {
-		fatal(err)
+	kv := &mvccpb.KeyValue{
+		Key: []byte(it.key), CreateRevision: it.create, ModRevision: it.mod, Version: it.version, Lease: it.lease,
+	}
+	if r.PrevKv || r.IgnoreValue {
+		value, err := st.value(it)
+		if err != nil {
+			fatal(err)
+		}
+		kv.Value = value
 	}
 	return kv
 }

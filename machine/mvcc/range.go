@@ -50,6 +50,9 @@ func (st *state) read(ctx context.Context, r *pb.RangeRequest, withTotal bool) (
 		return nil, ErrCompacted
 	}
 	q := query{RangeRequest: r, span: spanOf(r.Key, r.RangeEnd), limit: findLimit(r)}
+	if q.span.single && rev == st.rev {
+		return st.readKey(&q)
+	}
 	if r.CountOnly {
 		count, err := st.count(ctx, &q.span, rev)
 		if err != nil {
@@ -77,6 +80,43 @@ func (st *state) read(ctx context.Context, r *pb.RangeRequest, withTotal bool) (
 		}
 	}
 	return response(st.rev, count, q.pairs(rows), more), nil
+}
+
+// keyReply is a response with all that it has for one key, in one allocation.
+type keyReply struct {
+	resp   pb.RangeResponse
+	header pb.ResponseHeader
+	kvs    [1]*mvccpb.KeyValue
+	kv     mvccpb.KeyValue
+}
+
+// readKey is read for one key of the index: the most frequent range there is.
+// Neither limit nor sort has anything to do.
+func (st *state) readKey(q *query) (*pb.RangeResponse, error) {
+	reply := new(keyReply)
+	resp := &reply.resp
+	resp.Header = &reply.header
+	resp.Header.Revision = st.rev
+	it := st.index.get(q.span.from)
+	if it == nil {
+		return resp, nil
+	}
+	resp.Count = 1
+	if q.CountOnly || !q.passes(it.create, it.mod) {
+		return resp, nil
+	}
+	var value []byte
+	if !q.KeysOnly {
+		var err error
+		if value, err = st.value(it); err != nil {
+			return nil, err
+		}
+	}
+	q.fill(&reply.kv, it, value)
+	reply.kv.Key = []byte(it.key)
+	reply.kvs[0] = &reply.kv
+	resp.Kvs = reply.kvs[:]
+	return resp, nil
 }
 
 func response(rev, count int64, kvs []*mvccpb.KeyValue, more bool) *pb.RangeResponse {
@@ -143,16 +183,6 @@ func (st *state) find(ctx context.Context, q *query, rev int64, withTotal bool) 
 
 // findLive finds rows in the index, without values.
 func (st *state) findLive(ctx context.Context, q *query, withTotal bool) ([]row, int64, error) {
-	if q.span.single {
-		it := st.index.get(q.span.from)
-		switch {
-		case it == nil:
-			return nil, 0, nil
-		case !q.passes(it.create, it.mod):
-			return nil, 1, nil
-		}
-		return []row{{item: *it}}, 1, nil
-	}
 	lo, hi := q.span.ranks(&st.index)
 	total := hi - lo
 	if q.limit > 0 && int64(hi-lo) > q.limit {
@@ -219,39 +249,41 @@ func (st *state) findPast(ctx context.Context, q *query, rev int64, withTotal bo
 	return rows, total, err
 }
 
-// pairs makes the pairs of the response. Like etcd's, those without values
-// have no lease either, unless they were sorted by value.
+// pairs makes the pairs of the response.
 func (q *query) pairs(rows []row) []*mvccpb.KeyValue {
 	kvs := make([]mvccpb.KeyValue, len(rows))
 	out := make([]*mvccpb.KeyValue, len(rows))
-	var mem arena
+	mem := arena{expect: len(rows)}
 	for i := range rows {
 		r, kv := &rows[i], &kvs[i]
 		kv.Key = mem.keep(unsafe.Slice(unsafe.StringData(r.key), len(r.key)))
-		kv.CreateRevision = r.create
-		kv.ModRevision = r.mod
-		kv.Version = r.version
-		if !q.KeysOnly {
-			kv.Value = r.value
-		}
-		if !q.KeysOnly || q.SortTarget == pb.RangeRequest_VALUE {
-			kv.Lease = r.lease
-		}
+		q.fill(kv, &r.item, r.value)
 		out[i] = kv
 	}
 	return out
 }
 
-// pair returns the pair of a key of st's index.
-func (st *state) pair(ctx context.Context, it *item, withValue bool) (*mvccpb.KeyValue, error) {
-	rows := []row{{item: *it}}
-	if withValue {
-		if err := st.load(ctx, st.rev, rows); err != nil {
-			return nil, err
-		}
+// fill fills all of kv but the key. Like etcd's, pairs without values have no
+// lease either, unless they were sorted by value.
+func (q *query) fill(kv *mvccpb.KeyValue, it *item, value []byte) {
+	kv.CreateRevision = it.create
+	kv.ModRevision = it.mod
+	kv.Version = it.version
+	if !q.KeysOnly {
+		kv.Value = value
 	}
-	q := query{RangeRequest: &pb.RangeRequest{}}
-	return q.pairs(rows)[0], nil
+	if !q.KeysOnly || q.SortTarget == pb.RangeRequest_VALUE {
+		kv.Lease = it.lease
+	}
+}
+
+// value returns the value of a key of st's index.
+func (st *state) value(it *item) ([]byte, error) {
+	if kv := st.written(it.key, it.mod); kv != nil {
+		return kv.Value, nil
+	}
+	r, err := st.record(it.key, it.mod)
+	return r.value, err
 }
 
 // getUpTo is the number of values that are read one by one; an iterator costs
@@ -288,11 +320,11 @@ func (st *state) loadEach(rows []row) error {
 		if r.loaded {
 			continue
 		}
-		rec, err := st.record(r.key, r.mod)
+		v, err := st.value(&r.item)
 		if err != nil {
 			return err
 		}
-		r.value, r.loaded = rec.value, true
+		r.value, r.loaded = v, true
 	}
 	return nil
 }
@@ -316,7 +348,7 @@ func (st *state) loadAll(ctx context.Context, rev int64, rows []row) error {
 }
 
 func loadFrom(ctx context.Context, it *pebble.Iterator, rows []row) error {
-	var mem arena
+	mem := arena{expect: len(rows)}
 	var want []byte
 	for i := range rows {
 		if i%checkEvery == checkEvery-1 && ctx.Err() != nil {
@@ -353,6 +385,8 @@ func loadFrom(ctx context.Context, it *pebble.Iterator, rows []row) error {
 type arena struct {
 	free []byte
 	size int
+	// expect is how many more are to come, if that is known.
+	expect int
 }
 
 const (
@@ -361,6 +395,9 @@ const (
 )
 
 func (a *arena) keep(b []byte) []byte {
+	if a.expect > 0 {
+		a.expect--
+	}
 	if len(b) == 0 {
 		return nil
 	}
@@ -368,7 +405,12 @@ func (a *arena) keep(b []byte) []byte {
 		return bytes.Clone(b)
 	}
 	if len(b) > len(a.free) {
-		a.size = max(min(a.size*4, arenaMost), arenaFirst, len(b))
+		if a.expect > 0 {
+			a.size = len(b) * (a.expect + 1) // they are often of one size
+		} else {
+			a.size = max(2*a.size, arenaFirst)
+		}
+		a.size = max(min(a.size, arenaMost), len(b))
 		a.free = make([]byte, a.size)
 	}
 	out := a.free[:len(b):len(b)]

@@ -11,6 +11,9 @@ import (
 // clients of etcd see: it is what package sort's unstable sort makes of rows in
 // key order, so that is what is used here.
 func sortRows(rows []row, r *pb.RangeRequest) {
+	if len(rows) < 2 {
+		return
+	}
 	order := r.SortOrder
 	if r.SortTarget != pb.RangeRequest_KEY && order == pb.RangeRequest_NONE {
 		order = pb.RangeRequest_ASCEND

@@ -58,9 +58,13 @@ func newHarnessOn(t testing.TB, fs vfs.FS, leases ...int64) *harness {
 	return h
 }
 
+// testCacheBytes leaves room for blocks beside the memtables, which the engine
+// accounts to its cache.
+const testCacheBytes = 256 << 20
+
 func (h *harness) open() {
 	h.t.Helper()
-	eng, err := engine.Open(engine.Options{Dir: "db", FS: h.fs, OnFatal: func(err error) { h.t.Error(err) }})
+	eng, err := engine.Open(engine.Options{Dir: "db", FS: h.fs, CacheBytes: testCacheBytes, OnFatal: func(err error) { h.t.Error(err) }})
 	if err != nil {
 		h.t.Fatal(err)
 	}
