@@ -3,6 +3,7 @@ package oracle
 import (
 	"context"
 	"fmt"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -46,9 +47,16 @@ func openClientWatch(s *side, b *board, req *pb.WatchCreateRequest, announce boo
 	return w
 }
 
+// close ends the watcher. The wait for its receiver is bounded: clientv3 forgets a watcher, and never closes its
+// channel, when a server announces another one under the same id.
 func (w *clientWatch) close() {
 	w.cancel()
-	<-w.done
+	late := time.NewTimer(5 * time.Second)
+	defer late.Stop()
+	select {
+	case <-w.done:
+	case <-late.C:
+	}
 }
 
 func (w *clientWatch) receive(responses clientv3.WatchChan) {

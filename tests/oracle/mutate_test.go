@@ -80,9 +80,9 @@ func mutations() []mutation {
 			r.Leases = r.Leases[:len(r.Leases)-1]
 			return true
 		}),
-		on("watch: created under another id", func(r *pb.WatchResponse) bool {
+		on("watch: created at another revision", func(r *pb.WatchResponse) bool {
 			if r.Created {
-				r.WatchId++
+				r.Header.Revision--
 			}
 			return r.Created
 		}),

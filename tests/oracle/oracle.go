@@ -42,6 +42,11 @@ type Options struct {
 	Dir  string // for the servers' data; the caller removes it
 	// NoRestarts keeps both servers up, for a subject that cannot be restarted.
 	NoRestarts bool
+	// WatchTimeout bounds the wait for what a server must send to its watchers; zero means enough for a busy
+	// machine.
+	WatchTimeout time.Duration
+	// Trace, if not nil, is told every operation and the reference's answer.
+	Trace func(step int, operation, answer string)
 }
 
 // Stats counts what a sequence did.
@@ -79,6 +84,9 @@ func (o Options) replay() string {
 // Run starts both servers, runs one sequence and stops them. The error is a *Difference where the servers
 // disagree; any other error means that the comparison could not be made.
 func Run(ctx context.Context, p Pair, o Options) (Stats, error) {
+	if o.WatchTimeout == 0 {
+		o.WatchTimeout = 15 * time.Second
+	}
 	g := newGenerator(o.Seed)
 	cfg := g.serverConfig()
 	r := &runner{

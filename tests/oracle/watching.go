@@ -13,13 +13,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-const (
-	// watchTimeout bounds the wait for what a server must send to its watchers.
-	watchTimeout = 15 * time.Second
-	// askAgain is after how long progress is requested again: etcd ignores the request while a watcher is
-	// still reading history.
-	askAgain = 20 * time.Millisecond
-)
+// askAgain is after how long progress is requested again: etcd ignores the request while a watcher is still
+// reading history.
+const askAgain = 20 * time.Millisecond
 
 // someStream picks an open stream, or opens one.
 func (r *runner) someStream() (*streamPair, error) {
@@ -110,7 +106,7 @@ func (r *runner) control(ctx context.Context, p *streamPair, name string, req *p
 	if err := p.send(req); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.opts.WatchTimeout)
 	defer cancel()
 	var ref, sub *pb.WatchResponse
 	err := r.board.await(ctx, func() bool {
@@ -214,7 +210,7 @@ func (r *runner) endStream(ctx context.Context) error {
 
 // awaitEntry returns when both servers have told a watcher something, or when one cannot any more.
 func (r *runner) awaitEntry(ctx context.Context, p *streamPair, w *watcher) error {
-	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.opts.WatchTimeout)
 	defer cancel()
 	told := func(s *watchStream) bool { return len(s.logs[w.ordinal].entries) > 0 }
 	err := r.board.await(ctx, func() bool {
@@ -326,7 +322,7 @@ func (r *runner) barrier(ctx context.Context, p *streamPair) error {
 	r.stats.ByName["Watch progress"]++
 	goal := r.gen.rev
 	err := r.insist(ctx,
-		func() error { return p.send(progressRequest()) },
+		func(context.Context) error { return p.send(progressRequest()) },
 		func() bool {
 			reached := p.ref.reached >= goal && p.sub.reached >= goal
 			return reached || p.ref.stuck() || p.sub.stuck()
@@ -344,11 +340,11 @@ func (r *runner) barrier(ctx context.Context, p *streamPair) error {
 }
 
 // insist repeats a request until the condition holds, whose evaluation board.mu guards.
-func (r *runner) insist(ctx context.Context, ask func() error, condition func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+func (r *runner) insist(ctx context.Context, ask func(context.Context) error, condition func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, r.opts.WatchTimeout)
 	defer cancel()
 	for {
-		if err := ask(); err != nil {
+		if err := ask(ctx); err != nil {
 			return err
 		}
 		waiting, stop := context.WithTimeout(ctx, askAgain)
@@ -382,7 +378,7 @@ func orNone(s string) string {
 // compareStream compares what the watchers of a stream have been told since the last time. A server that has
 // told less than the other may still be about to, and is given time.
 func (r *runner) compareStream(ctx context.Context, p *streamPair) error {
-	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.opts.WatchTimeout)
 	defer cancel()
 	equal := func() bool {
 		for i := range p.ref.logs {
@@ -438,7 +434,7 @@ func (r *runner) awaitClients(ctx context.Context) error {
 		}
 		r.clientsLag = false
 	}
-	waiting, cancel := context.WithTimeout(ctx, watchTimeout)
+	waiting, cancel := context.WithTimeout(ctx, r.opts.WatchTimeout)
 	defer cancel()
 	err := r.board.await(waiting, func() bool {
 		for _, p := range r.clients {
@@ -472,7 +468,9 @@ func (r *runner) clientBarrier(ctx context.Context) error {
 	r.stats.Ops++
 	r.stats.ByName["Watch progress through clientv3"]++
 	err := r.insist(ctx,
-		func() error { return errors.Join(r.ref.cli.RequestProgress(ctx), r.sub.cli.RequestProgress(ctx)) },
+		func(ctx context.Context) error {
+			return errors.Join(r.ref.cli.RequestProgress(ctx), r.sub.cli.RequestProgress(ctx))
+		},
 		func() bool {
 			for _, p := range r.clients {
 				if !p.ref.arrived(goal) || !p.sub.arrived(goal) {
