@@ -119,13 +119,11 @@ func (h *Hub) bridge(ctx context.Context, from int64) {
 			h.unsyncAll(from, first-1)
 			return
 		}
+		assertf(len(evs) == int(next-from), "revisions %d to %d: %d have events", from, next-1, len(evs))
 		for _, r := range evs {
 			e := newEntry(r)
 			h.distribute(&e)
 		}
-		h.mu.Lock()
-		h.distributed.Store(next - 1)
-		h.mu.Unlock()
 		from = next
 	}
 }

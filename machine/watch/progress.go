@@ -1,7 +1,9 @@
 package watch
 
 import (
+	"cmp"
 	"container/heap"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -107,18 +109,20 @@ func (h *Hub) notifyAll(s *Stream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rev := h.distributed.Load()
-	wanted := false
-	for id, w := range s.watchers {
-		if !w.is(notify) {
-			continue
+	var wanting []*watcher
+	for _, w := range s.watchers {
+		if w.is(notify) {
+			wanting = append(wanting, w)
 		}
-		wanted = true
+	}
+	slices.SortFunc(wanting, func(a, b *watcher) int { return cmp.Compare(a.id, b.id) })
+	for _, w := range wanting {
 		if w.state == synced && w.next <= rev+1 && !w.elide {
-			s.notify(id, rev)
+			s.notify(w.id, rev)
 		}
 		w.elide = false
 	}
-	return wanted
+	return len(wanting) > 0
 }
 
 // alarm is when a stream's regular notifications are due.

@@ -23,6 +23,8 @@ type fakeSource struct {
 	compact int64
 	// fail is returned by ReadEvents.
 	fail error
+	// onRead is called at the end of ReadEvents.
+	onRead func()
 	// reads counts the calls of ReadEvents.
 	reads int
 }
@@ -86,9 +88,12 @@ func (f *fakeSource) CompactRevision() int64 {
 func (f *fakeSource) ReadEvents(from, to int64, match func(key []byte) bool, maxBytes int) ([]mvcc.RevisionEvents, int64, error) {
 	f.mu.Lock()
 	f.reads++
-	compact, fail := f.compact, f.fail
+	compact, fail, onRead := f.compact, f.fail, f.onRead
 	history := f.history[:min(int(to)-1, len(f.history))]
 	f.mu.Unlock()
+	if onRead != nil {
+		defer onRead()
+	}
 	if fail != nil {
 		return nil, from, fail
 	}

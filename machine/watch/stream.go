@@ -211,7 +211,6 @@ func (s *Stream) remove(w *watcher) {
 	case lagging:
 		s.lag.remove(w)
 		s.h.counts.lagging.Add(-1)
-		s.signal() // a progress request may have waited for it
 	case compacted:
 		s.dead--
 	}
