@@ -83,7 +83,7 @@ const (
 	noTracing   = "there is no tracing"
 	tracingOff  = "it matters with --enable-distributed-tracing alone, which is not supported yet"
 	noBolt      = "the storage engine is not bbolt"
-	noAuth      = "there are no users and roles"
+	noAuth      = "authentication cannot be enabled"
 	ancient     = "etcd ignores it too"
 )
 

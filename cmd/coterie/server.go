@@ -152,6 +152,9 @@ func printBanner(w io.Writer, c coterie.Config) {
 	ctl := "coterie ctl"
 	if endpoint := c.ListenClientURLs[0]; endpoint != coterie.DefaultConfig().ListenClientURLs[0] {
 		ctl += " --endpoints " + endpoint
+		if strings.HasPrefix(endpoint, "https:") || strings.HasPrefix(endpoint, "unixs:") {
+			ctl += " --cacert FILE"
+		}
 	}
 	fmt.Fprintf(w, `Coterie %s, etcd API %s, member %q
   data     %s

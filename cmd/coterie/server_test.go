@@ -198,11 +198,16 @@ func TestBanner(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, &b)
 		}
 	}
-	c.ListenClientURLs = []string{"http://127.0.0.1:7", "unix://a"}
-	b.Reset()
-	printBanner(&b, c)
-	if want := "coterie ctl --endpoints http://127.0.0.1:7 get greeting"; !strings.Contains(b.String(), want) {
-		t.Errorf("no %q in\n%s", want, &b)
+	for url, want := range map[string]string{
+		"http://127.0.0.1:7":  "coterie ctl --endpoints http://127.0.0.1:7 get greeting",
+		"https://127.0.0.1:7": "coterie ctl --endpoints https://127.0.0.1:7 --cacert FILE get greeting",
+	} {
+		c.ListenClientURLs = []string{url, "unix://a"}
+		b.Reset()
+		printBanner(&b, c)
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, &b)
+		}
 	}
 }
 

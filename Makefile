@@ -1,0 +1,38 @@
+# The verbs of development. "make" alone lists them. Nothing is needed but Go; make itself is a convenience.
+
+FUZZTIME ?= 30s
+OPS      ?= 200000
+
+.PHONY: help build test check race fuzz oracle bench docs
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+build: ## build bin/coterie
+	go build -o bin/coterie ./cmd/coterie
+
+test: ## run all tests
+	go test ./... && go -C tests test ./...
+
+check: ## run what CI runs: formatting, vet, staticcheck, all tests
+	.ci/run
+
+race: ## run the tests under the race detector (needs a C compiler)
+	go test -race ./...
+
+fuzz: ## run every fuzz target for FUZZTIME each (30s)
+	@for file in $$(grep -rl --include='*_test.go' --exclude-dir=tests '^func Fuzz' .); do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
+			echo "$$(dirname $$file) $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$(dirname $$file) || exit 1; \
+		done; \
+	done
+
+oracle: ## compare with a real etcd for OPS operations (200000), from a new seed
+	go -C tests test ./oracle -count 1 -timeout 0 -args -oracle.ops=$(OPS)
+
+bench: ## measure against etcd and write docs/benchmarks.md
+	go run ./bench/compare --page docs/benchmarks.md
+
+docs: ## write docs/flags.md from the table of flags
+	COTERIE_WRITE_DOCS=1 go test ./cmd/coterie -count 1 -run '^TestReferenceIsUpToDate$$'
