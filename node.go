@@ -216,7 +216,7 @@ func (n *Node) lead() {
 func (n *Node) guard() {
 	select {
 	case <-n.ctx.Done():
-	case <-n.consensus.Done():
+	case <-n.consensus.Stopping():
 		n.doneOnce.Do(func() { close(n.done) })
 	}
 }

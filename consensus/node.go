@@ -50,6 +50,8 @@ const (
 	maxWaitingBytes = 256 << 20
 	// readRetry is how long a read-index round may take before it is asked again.
 	readRetry = 500 * time.Millisecond
+	// closePatience is how long Close waits for a failed node.
+	closePatience = 10 * time.Second
 )
 
 // StateMachine is what consensus needs of the machine. One goroutine calls
@@ -319,8 +321,9 @@ func (n *Node) FailedProposals() uint64 { return n.failed.Load() }
 // LeaderMoved receives when Status has another leader. It has one receiver.
 func (n *Node) LeaderMoved() <-chan struct{} { return n.leaderMoved }
 
-// Done is closed when the node has stopped; Err then tells why.
-func (n *Node) Done() <-chan struct{} { return n.done }
+// Stopping is closed as soon as the node acknowledges nothing more, by Close or
+// by a failure that Err tells. What it had begun may still have to end.
+func (n *Node) Stopping() <-chan struct{} { return n.stop }
 
 // Err returns the failure that stopped the node; nil after Close.
 func (n *Node) Err() error {
@@ -342,23 +345,26 @@ func (n *Node) fail(err error) {
 }
 
 // Close stops the node and waits. Callers that still wait get ErrStopped; what
-// they proposed may have taken effect.
+// they proposed may have taken effect. After a failure it waits for a bounded
+// time: a disk that hangs may hold a goroutine for ever.
 func (n *Node) Close() {
 	n.stopOnce.Do(func() { close(n.stop) })
-	<-n.done
+	var patience <-chan time.Time
+	if n.Err() != nil {
+		patience = time.After(closePatience)
+	}
+	select {
+	case <-n.done:
+	case <-patience:
+		n.cfg.Logger.Error("consensus: gave up waiting for the disk")
+	}
 }
 
-// finish answers everyone who still waits. It runs after the goroutines.
+// finish answers those whose entries were not applied. It runs after the
+// goroutines.
 func (n *Node) finish() {
-	for _, f := range n.core.failAll(ErrStopped) {
-		f()
-	}
 	for _, w := range n.applies.take() {
-		for _, callers := range w.callers {
-			for _, p := range callers {
-				p.done(machine.Result{Err: ErrStopped})
-			}
-		}
+		failCallers(w.callers)
 		if w.barrier != nil {
 			for _, r := range w.barrier.readers {
 				r.done(ErrStopped)
@@ -381,6 +387,11 @@ func (n *Node) settleMail() {
 func (n *Node) run() error {
 	ticker := time.NewTicker(n.cfg.Tick)
 	defer ticker.Stop()
+	defer func() {
+		for _, f := range n.core.failAll(ErrStopped) {
+			f()
+		}
+	}()
 	for {
 		select {
 		case <-n.stop:

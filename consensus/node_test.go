@@ -298,7 +298,7 @@ func TestFailedSyncStopsEverything(t *testing.T) {
 	if r := propose(n, "during"); !errors.Is(r.Err, ErrStopped) {
 		t.Fatalf("a proposal that could not be written: %v", r.Err)
 	}
-	<-n.Done()
+	<-n.Stopping()
 	if !errors.Is(n.Err(), syscall.ENOSPC) {
 		t.Fatalf("the node stopped because of %v", n.Err())
 	}
@@ -326,7 +326,7 @@ func TestFailedApplyStopsEverything(t *testing.T) {
 	if r := propose(n, "x"); !errors.Is(r.Err, ErrStopped) {
 		t.Fatalf("a command that could not be applied: %v", r.Err)
 	}
-	<-n.Done()
+	<-n.Stopping()
 	if !errors.Is(n.Err(), m.broken) {
 		t.Fatalf("the node stopped because of %v", n.Err())
 	}

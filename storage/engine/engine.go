@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -55,8 +56,26 @@ type Engine struct {
 	cache *pebble.Cache
 	// flushed is signalled after each flush; see Flushed.
 	flushed chan struct{}
+	room    *event // a flush or a compaction has ended
 	failed  atomic.Pointer[error]
+	// abandoned: Pebble has stopped in its tracks; nothing more is asked of it.
+	abandoned atomic.Bool
+	broken    chan struct{} // closed when failed is set
+
+	memTableBytes int64
+	// unchecked counts bytes committed since backlog was last looked at.
+	unchecked atomic.Int64
 }
+
+// Writes wait while so many memtables wait to be flushed, or so many sublevels
+// of level 0 to be compacted. Pebble has such limits too, but a wait inside it
+// does not end when the disk is broken for good; so its own are out of reach.
+const (
+	maxMemTables   = 4
+	maxSublevels   = 24
+	outOfReach     = 1 << 20
+	checksPerTable = 8 // how often the backlog is looked at while a memtable fills
+)
 
 // Open opens or creates the store in o.Dir. It holds a lock on the directory
 // until Close, and refuses one that another process holds.
@@ -73,18 +92,28 @@ func Open(o Options) (*Engine, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	e := &Engine{cache: pebble.NewCache(o.CacheBytes), flushed: make(chan struct{}, 1)}
+	e := &Engine{
+		cache:         pebble.NewCache(o.CacheBytes),
+		flushed:       make(chan struct{}, 1),
+		room:          newEvent(),
+		broken:        make(chan struct{}),
+		memTableBytes: int64(o.MemTableBytes),
+	}
+	fatal := e.fail(o.OnFatal)
 	opts := &pebble.Options{
 		FS:                          o.FS,
 		Cache:                       e.cache,
 		DisableWAL:                  true,
 		MemTableSize:                o.MemTableBytes,
-		MemTableStopWritesThreshold: 4,
+		MemTableStopWritesThreshold: outOfReach,
 		L0CompactionThreshold:       4,
-		L0StopWritesThreshold:       24,
+		L0StopWritesThreshold:       outOfReach,
 		FormatMajorVersion:          pebble.FormatNewest,
-		Logger:                      &logger{z: o.Logger, fatal: e.fail(o.OnFatal)},
-		EventListener:               e.listener(o.Logger, e.fail(o.OnFatal)),
+		Logger: &logger{z: o.Logger, abandon: func(err error) {
+			e.abandoned.Store(true)
+			fatal(err)
+		}},
+		EventListener: e.listener(o.Logger, fatal),
 	}
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
@@ -102,7 +131,9 @@ func Open(o Options) (*Engine, error) {
 // and Flush return from then on, and passes every one to onFatal.
 func (e *Engine) fail(onFatal func(error)) func(error) {
 	return func(err error) {
-		e.failed.CompareAndSwap(nil, &err)
+		if e.failed.CompareAndSwap(nil, &err) {
+			close(e.broken)
+		}
 		if onFatal != nil {
 			onFatal(err)
 		}
@@ -120,12 +151,65 @@ func (e *Engine) err() error {
 func (e *Engine) NewBatch() *pebble.Batch { return e.db.NewBatch() }
 
 // Commit applies b atomically. Its writes are visible on return, and durable
-// once a later flush has finished.
+// once a later flush has finished. It waits while flushes and compactions are
+// far behind. One goroutine's commits keep their order; one of several
+// goroutines may wait while another goes on.
 func (e *Engine) Commit(b *pebble.Batch) error {
 	if err := e.err(); err != nil {
 		return err
 	}
+	if e.unchecked.Add(int64(b.Len())) >= e.memTableBytes/checksPerTable {
+		e.unchecked.Store(0)
+		if err := e.waitForRoom(); err != nil {
+			return err
+		}
+	}
 	return b.Commit(pebble.NoSync)
+}
+
+func (e *Engine) waitForRoom() error {
+	for {
+		changed := e.room.next() // before looking, so that no change is missed
+		m := e.db.Metrics()
+		if m.MemTable.Count <= maxMemTables && m.Levels[0].Sublevels <= maxSublevels {
+			return e.err()
+		}
+		select {
+		case <-changed:
+		case <-e.broken:
+			return e.err()
+		}
+	}
+}
+
+// event is something that happens again and again and wakes all who wait.
+type event struct {
+	mu sync.Mutex
+	c  chan struct{} // Guarded by mu. Closed and replaced by happen.
+}
+
+func newEvent() *event { return &event{c: make(chan struct{})} }
+
+// next returns a channel that is closed when the event happens next.
+func (e *event) next() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.c
+}
+
+func (e *event) happen() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	close(e.c)
+	e.c = make(chan struct{})
+}
+
+// signal makes a channel of capacity 1 ready to receive from.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // Get appends the value of key to dst. It returns ErrNotFound without one.
@@ -198,7 +282,16 @@ func (e *Engine) Flush() error {
 	if err := e.err(); err != nil {
 		return err
 	}
-	return e.db.Flush()
+	done, err := e.db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-e.broken: // the flush would be tried again for ever
+		return e.err()
+	}
 }
 
 // StartFlush begins a flush and returns at once; Flushed tells of its end.
@@ -225,8 +318,13 @@ func (e *Engine) DiskUsage() int64 {
 func (e *Engine) Metrics() *pebble.Metrics { return e.db.Metrics() }
 
 // Close flushes nothing by itself beyond what Pebble has begun; what was not
-// flushed is replayed from the raft log at the next start.
+// flushed is replayed from the raft log at the next start. After a failure that
+// Pebble does not survive it returns that failure, and memory, files and the
+// lock of the directory stay with the process.
 func (e *Engine) Close() error {
+	if e.abandoned.Load() {
+		return e.err()
+	}
 	err := e.db.Close()
 	e.cache.Unref()
 	return err

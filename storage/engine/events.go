@@ -15,11 +15,10 @@ func (e *Engine) listener(z *zap.Logger, fatal func(error)) *pebble.EventListene
 			if i.Err != nil {
 				return // reported as a background error
 			}
-			select {
-			case e.flushed <- struct{}{}:
-			default:
-			}
+			signal(e.flushed)
+			e.room.happen()
 		},
+		CompactionEnd:   func(pebble.CompactionInfo) { e.room.happen() },
 		BackgroundError: func(err error) { fatal(fmt.Errorf("engine: %w", err)) },
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
 			fatal(fmt.Errorf("engine: damaged file %s: %w", i.Path, i.Details))
@@ -27,17 +26,13 @@ func (e *Engine) listener(z *zap.Logger, fatal func(error)) *pebble.EventListene
 		DiskSlow: func(i pebble.DiskSlowInfo) {
 			z.Warn("engine: slow disk", zap.String("operation", i.String()))
 		},
-		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
-			z.Warn("engine: writes wait for flushes or compactions", zap.String("reason", i.Reason))
-		},
 	}
 }
 
-// logger passes Pebble's log lines on. Pebble calls Fatalf where it cannot go
-// on, and expects it not to return.
+// logger passes Pebble's log lines on.
 type logger struct {
-	z     *zap.Logger
-	fatal func(error)
+	z       *zap.Logger
+	abandon func(error)
 }
 
 func (l *logger) Infof(format string, args ...any) {
@@ -48,8 +43,11 @@ func (l *logger) Errorf(format string, args ...any) {
 	l.z.Error("engine: " + fmt.Sprintf(format, args...))
 }
 
+// Fatalf is called where Pebble cannot go on, such as when its manifest cannot
+// be written, and must not return. A full disk is no reason to take down a
+// program that embeds a member, so the goroutine ends here for good, with what
+// it holds: the engine is abandoned.
 func (l *logger) Fatalf(format string, args ...any) {
-	err := fmt.Errorf("engine: "+format, args...)
-	l.fatal(err)
-	panic(err)
+	l.abandon(fmt.Errorf("engine: "+format, args...))
+	select {}
 }
