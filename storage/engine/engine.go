@@ -67,8 +67,9 @@ type Engine struct {
 	unchecked atomic.Int64
 }
 
-// Writes wait while so many memtables wait to be flushed, or so many sublevels
-// of level 0 to be compacted. Pebble has such limits too, but a wait inside it
+// Writes wait while the memtables that wait to be flushed hold so many times
+// the size of one, or level 0 has so many sublevels to be compacted. (Their
+// number says nothing: the first ones are small, and are flushed together.) Pebble has such limits too, but a wait inside it
 // does not end when the disk is broken for good; so its own are out of reach.
 const (
 	maxMemTables   = 4
@@ -171,7 +172,7 @@ func (e *Engine) waitForRoom() error {
 	for {
 		changed := e.room.next() // before looking, so that no change is missed
 		m := e.db.Metrics()
-		if m.MemTable.Count <= maxMemTables && m.Levels[0].Sublevels <= maxSublevels {
+		if int64(m.MemTable.Size) <= maxMemTables*e.memTableBytes && m.Levels[0].Sublevels <= maxSublevels {
 			return e.err()
 		}
 		select {

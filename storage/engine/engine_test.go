@@ -113,6 +113,16 @@ func breakable(fs vfs.FS, suffix string, broken *atomic.Bool) vfs.FS {
 	}))
 }
 
+// The first memtables are small and not flushed one by one: writers must not
+// wait for that.
+func TestWritersGoOnWhileFirstMemTablesFill(t *testing.T) {
+	e := open(t, Options{FS: vfs.NewMem(), MemTableBytes: 16 << 20})
+	for i := range 64 << 10 {
+		set(t, e, fmt.Sprint(i), strings.Repeat("x", 1<<10))
+	}
+	must(t, e.Close())
+}
+
 // Writers that wait for a flush must not wait for ever when it fails.
 func TestFailedFlushIsToldToAll(t *testing.T) {
 	var broken atomic.Bool
