@@ -2,8 +2,9 @@
 
 FUZZTIME ?= 30s
 OPS      ?= 200000
+KILLS    ?= 1000
 
-.PHONY: help build test check race fuzz oracle bench docs
+.PHONY: help build test check race fuzz oracle crash bench docs
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,6 +31,9 @@ fuzz: ## run every fuzz target for FUZZTIME each (30s)
 
 oracle: ## compare with a real etcd for OPS operations (200000), from a new seed
 	go -C tests test ./oracle -count 1 -timeout 0 -args -oracle.ops=$(OPS)
+
+crash: ## kill the server KILLS times (1000) under load and check every promise
+	go -C tests test ./crash -count 1 -timeout 0 -v -args -crash.rounds=$(KILLS) -crash.seed=$$(date +%s)
 
 bench: ## measure against etcd and write docs/benchmarks.md
 	go run ./bench/compare --page docs/benchmarks.md

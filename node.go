@@ -103,6 +103,9 @@ func (n *Node) openState() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := removeSnapshots(n.cfg.DataDir); err != nil {
+		return err
+	}
 	n.machine, err = machine.Open(machine.Options{
 		Engine: n.data.engine,
 		KV: mvcc.Options{
