@@ -14,14 +14,15 @@ import (
 
 // compactor deletes, on a goroutine of its own, the versions that a compaction
 // has made unreadable: those with a newer one at or below the compacted
-// revision, and tombstones below it. A tombstone exactly at it stays, for
-// watchers may still ask for its event.
+// revision, be it of the same revision, and tombstones below it. A tombstone
+// exactly at it stays, for watchers may still ask for its event.
 //
 // It goes by the revision index from the revision that the last pass finished
 // to the new one, and deletes the predecessor of every version it meets: what
 // an earlier pass kept is superseded, if at all, by one of these. Each version
-// has one deleter, its successor for a put and itself for a tombstone, so a
-// pass that a crash cut short is simply run again, and counts no byte twice.
+// has one deleter: itself for a tombstone and for one superseded within its
+// revision, else its successor. So a pass that a crash cut short is simply run
+// again, and counts no byte twice.
 type compactor struct {
 	s     *Store
 	limit int           // revisions per batch
@@ -174,6 +175,8 @@ type passStep struct {
 	deleted int64
 	freed   int64
 	key     []byte // scratch
+	rec     record // the record that was decoded last
+	size    int    // its length
 }
 
 // run deals with the next revisions in [next, end) and returns where to go on,
@@ -203,7 +206,7 @@ func (p *passStep) run(next, end []byte) (cont []byte, err error) {
 
 // revision deals with the version that revs stands on.
 func (p *passStep) revision(revs, hist *pebble.Iterator) error {
-	main, _, err := splitRevisionKey(revs.Key())
+	main, sub, err := splitRevisionKey(revs.Key())
 	if err != nil {
 		return err
 	}
@@ -216,45 +219,75 @@ func (p *passStep) revision(revs, hist *pebble.Iterator) error {
 		return err
 	}
 	p.key = appendHistoryKey(p.key[:0], aliasString(key), main)
-	if !hist.SeekGE(p.key) || !bytes.Equal(hist.Key(), p.key) {
-		if err := hist.Error(); err != nil {
+	r, err := p.seek(hist, main)
+	switch {
+	case err != nil:
+		return err
+	case r.sub != sub:
+		p.key = binary.BigEndian.AppendUint64(p.key, ^uint64(sub))
+		if r, err = p.seek(hist, main); err != nil {
 			return err
 		}
-		return corruptf("key %q has no record of revision %d, which the revision index names", key, main)
-	}
-	rec, err := hist.ValueAndErr()
-	if err != nil {
-		return err
-	}
-	if isTombstone(rec) && main < p.to {
-		if err := p.delete(hist, main, rec, len(key)); err != nil {
+		return p.delete(hist, main, r, len(key))
+	case r.tombstone && main < p.to:
+		if err := p.delete(hist, main, r, len(key)); err != nil {
 			return err
 		}
 	}
-	if !hist.Next() {
-		return hist.Error()
-	}
-	prefix, older, err := splitHistoryKey(hist.Key())
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(prefix, p.key[:len(p.key)-mainLen]) {
-		return nil // the version before is another key's: this one has none
-	}
-	if rec, err = hist.ValueAndErr(); err != nil || isTombstone(rec) {
-		return err
-	}
-	return p.delete(hist, older, rec, len(key))
+	return p.predecessor(hist, main, len(key))
 }
 
-// delete deletes the version that hist stands on.
-func (p *passStep) delete(hist *pebble.Iterator, main int64, rec []byte, keyLen int) error {
-	r, err := decodeRecord(rec, main)
-	if err != nil {
-		return keyError(string(hist.Key()), main, err)
+// seek moves hist to the record of p.key, which must be there.
+func (p *passStep) seek(hist *pebble.Iterator, main int64) (*record, error) {
+	if !hist.SeekGE(p.key) || !bytes.Equal(hist.Key(), p.key) {
+		if err := hist.Error(); err != nil {
+			return nil, err
+		}
+		return nil, corruptf("history key %x is missing, though the revision index names it", p.key)
 	}
+	return p.decode(hist, main)
+}
+
+// decode decodes the record that hist stands on.
+func (p *passStep) decode(hist *pebble.Iterator, main int64) (*record, error) {
+	b, err := hist.ValueAndErr()
+	if err != nil {
+		return nil, err
+	}
+	p.size = len(b)
+	if p.rec, err = decodeRecord(b, main); err != nil {
+		return nil, keyError(string(hist.Key()), main, err)
+	}
+	return &p.rec, nil
+}
+
+// predecessor deletes the version before the one of main that hist stands on,
+// the last of an earlier revision, unless it is a tombstone.
+func (p *passStep) predecessor(hist *pebble.Iterator, main int64, keyLen int) error {
+	for hist.Next() {
+		prefix, older, err := splitHistoryKey(hist.Key())
+		if err != nil {
+			return err
+		}
+		if !bytes.HasPrefix(p.key, prefix) {
+			return nil // another key's
+		}
+		if older == main {
+			continue // superseded within the revision: it has its own turn
+		}
+		r, err := p.decode(hist, older)
+		if err != nil || r.tombstone {
+			return err
+		}
+		return p.delete(hist, older, r, keyLen)
+	}
+	return hist.Error()
+}
+
+// delete deletes the version r of main that hist stands on.
+func (p *passStep) delete(hist *pebble.Iterator, main int64, r *record, keyLen int) error {
 	p.deleted++
-	p.freed += recordSize(len(hist.Key()), len(rec), keyLen)
+	p.freed += recordSize(len(hist.Key()), p.size, keyLen)
 	op := p.batch.DeleteDeferred(len(hist.Key()))
 	copy(op.Key, hist.Key())
 	if err := op.Finish(); err != nil {

@@ -29,6 +29,11 @@ func TestReadersFinishOnTheirView(t *testing.T) {
 	bump(h)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	end := sync.OnceFunc(func() {
+		close(stop)
+		wg.Wait()
+	})
+	defer end() // also if the test fails half way
 	for _, read := range []func(*harness) error{
 		readAll, readOne, readPast, readTxn, readStream, readEvents, readHash,
 	} {
@@ -57,8 +62,7 @@ func TestReadersFinishOnTheirView(t *testing.T) {
 			})
 		}
 	}
-	close(stop)
-	wg.Wait()
+	end()
 	bump(h)
 	h.compact(h.s.Revision())
 	h.checkSize()

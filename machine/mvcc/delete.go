@@ -50,7 +50,7 @@ func (s *Store) DeleteKeys(keys []string) int64 {
 	}
 	for _, key := range keys {
 		if it := s.w.index.root.get(key); it != nil {
-			s.delete(&item{key: it.key, lease: it.lease})
+			s.delete(&item{key: it.key, mod: it.mod, lease: it.lease})
 		}
 	}
 	s.w.finish()
@@ -62,7 +62,11 @@ func (s *Store) delete(it *item) {
 	w := &s.w
 	rev, sub := w.rev+1, w.changes()
 	w.index.remove(it.key)
-	w.write(it.key, rev, &record{sub: sub, tombstone: true})
+	if it.mod == rev {
+		w.supersede(it.key)
+	}
+	w.deleted = true
+	w.write(it.key, &record{sub: sub, tombstone: true})
 	kv := w.add(mvccpb.Event_DELETE)
 	kv.Key = []byte(it.key)
 	kv.ModRevision = rev

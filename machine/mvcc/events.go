@@ -78,20 +78,30 @@ type version struct {
 // read reads the record itself into kv, which gets memory of its own.
 func (v *version) read(kv *mvccpb.KeyValue) error {
 	key := append([]byte(nil), v.key...)
-	b, err := snapshotGet(v.snap, appendHistoryKey(make([]byte, 0, 64), aliasString(key), v.main))
-	if errors.Is(err, pebble.ErrNotFound) {
-		return corruptf("key %q has no record of revision %d, which the revision index names", key, v.main)
+	r, err := v.record(appendHistoryKey(make([]byte, 0, 64), aliasString(key), v.main))
+	if err == nil && r.sub != v.sub {
+		r, err = v.record(appendSupersededKey(nil, aliasString(key), v.main, v.sub))
 	}
-	if err != nil {
-		return err
+	if err == nil && r.sub != v.sub {
+		err = corruptf("sub-revision %d is stored as %d", r.sub, v.sub)
 	}
-	r, err := decodeRecord(b, v.main)
 	if err != nil {
 		return keyError(string(key), v.main, err)
 	}
 	r.keyValue(kv, key, v.main)
 	v.tombstone = r.tombstone
 	return nil
+}
+
+func (v *version) record(historyKey []byte) (record, error) {
+	b, err := snapshotGet(v.snap, historyKey)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return record{}, corruptf("missing, though the revision index names it")
+	}
+	if err != nil {
+		return record{}, err
+	}
+	return decodeRecord(b, v.main)
 }
 
 // eachRevision calls fn with the versions that snap has of revisions from from

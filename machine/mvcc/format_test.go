@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"slices"
@@ -37,6 +38,14 @@ func TestHistoryKeyOrder(t *testing.T) {
 			}
 			if bytes.Compare(k, lower) < 0 || bytes.Compare(k, upper) >= 0 {
 				t.Fatalf("key %q at %d is not within its bounds", key, rev)
+			}
+			// Of the changes of one revision, the last comes first.
+			for _, sub := range []int64{1, 0} {
+				last, k = k, appendSupersededKey(nil, key, rev, sub)
+				prefix, main, err := splitHistoryKey(k)
+				if bytes.Compare(last, k) >= 0 || !bytes.Equal(prefix, lower) || main != rev || err != nil {
+					t.Fatalf("change %d of key %q at %d: %x, %d, %v", sub, key, rev, prefix, main, err)
+				}
 			}
 			last = k
 		}
@@ -174,7 +183,11 @@ func FuzzDecodeKey(f *testing.F) {
 			return
 		}
 		// What decodes is what encodes to it.
-		if got := appendHistoryKey(nil, string(key), main); !bytes.Equal(got, b) {
+		got := appendHistoryKey(nil, string(key), main)
+		if len(b) > len(got) {
+			got = appendSupersededKey(nil, string(key), main, int64(^binary.BigEndian.Uint64(b[len(got):])))
+		}
+		if !bytes.Equal(got, b) {
 			t.Fatalf("%x decodes to %q at %d, which encodes to %x", b, key, main, got)
 		}
 	})

@@ -115,8 +115,12 @@ func (k *keep) keeps(v *version) (bool, error) {
 	if !bytes.Equal(k.it.Key(), k.seek) {
 		return false, nil
 	}
-	rec, err := k.it.ValueAndErr()
-	return err == nil && !isTombstone(rec), err
+	b, err := k.it.ValueAndErr()
+	if err != nil {
+		return false, err
+	}
+	r, err := decodeRecord(b, v.main)
+	return err == nil && !r.tombstone && r.sub == v.sub, err
 }
 
 func (k *keep) close() error { return k.it.Close() }

@@ -39,7 +39,8 @@ const (
 	terminator  = 0x01
 	afterKey    = 0x02 // in the place of the terminator: past all versions of the key
 	mainLen     = 8
-	revKeyLen   = 1 + 2*mainLen
+	subLen      = 8
+	revKeyLen   = 1 + mainLen + subLen
 )
 
 // historyKeyLen is the length of the history key of key.
@@ -87,11 +88,24 @@ func appendAfterKey(dst []byte, key string) []byte {
 	return dst
 }
 
-// splitHistoryKey returns the shared prefix of a history key and the main
-// revision in it. It checks only what costs nothing; see unescapeKey.
+// appendSupersededKey appends the history key of a change that a later one of
+// the same revision has superseded. It sorts right after that one's.
+func appendSupersededKey(dst []byte, key string, main, sub int64) []byte {
+	dst = appendHistoryKey(dst, key, main)
+	return binary.BigEndian.AppendUint64(dst, ^uint64(sub))
+}
+
+// endOfKey marks where the escaped key ends: an escape is followed by nothing
+// else but escapedZero.
+var endOfKey = []byte{escape, terminator}
+
+// splitHistoryKey returns what the history keys of all versions of the same key
+// share, and the main revision. It checks only what costs nothing; see
+// unescapeKey.
 func splitHistoryKey(k []byte) (prefix []byte, main int64, err error) {
-	n := len(k) - mainLen
-	if n < 3 || k[0] != historyByte || k[n-2] != escape || k[n-1] != terminator {
+	n := bytes.Index(k, endOfKey) + len(endOfKey)
+	rest := len(k) - n
+	if n < 1+len(endOfKey) || k[0] != historyByte || rest != mainLen && rest != mainLen+subLen {
 		return nil, 0, corruptf("history key %x is not of the form h key 00 01 revision", k)
 	}
 	main = int64(^binary.BigEndian.Uint64(k[n:]))

@@ -1,8 +1,6 @@
 package mvcc
 
 import (
-	"fmt"
-
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
@@ -85,8 +83,8 @@ func (s *Store) change(key, value []byte, leaseID int64) int64 {
 	w := &s.w
 	rev, sub := w.rev+1, w.changes()
 	it, existed := w.index.put(aliasString(key))
-	if it.mod == rev {
-		panic(fmt.Sprintf("mvcc: revision %d puts key %q twice", rev, key))
+	if it.mod == rev || !existed && w.deleted {
+		w.supersede(it.key)
 	}
 	oldLease := it.lease
 	if !existed {
@@ -96,7 +94,7 @@ func (s *Store) change(key, value []byte, leaseID int64) int64 {
 	it.version++
 	it.lease = leaseID
 
-	w.write(it.key, rev, &record{sub: sub, create: it.create, version: it.version, lease: leaseID, value: value})
+	w.write(it.key, &record{sub: sub, create: it.create, version: it.version, lease: leaseID, value: value})
 	kv := w.add(mvccpb.Event_PUT)
 	kv.Key = key
 	kv.Value = value

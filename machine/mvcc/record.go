@@ -7,6 +7,8 @@ import (
 )
 
 // record is one version of a key, as the history stores it under (key, main).
+// Where one revision changes a key several times, that is the last change; the
+// others are stored under (key, main, sub).
 type record struct {
 	sub       int64
 	tombstone bool
@@ -106,7 +108,8 @@ func splitRevisionValue(v []byte) (written int64, key []byte, err error) {
 }
 
 // recordSize is what one version adds to the size of the retained history:
-// its history and revision records.
+// its history and revision records, from the lengths of the history key, the
+// record, and the key.
 func recordSize(historyKey, rec, key int) int64 {
 	return int64(historyKey) + int64(rec) + revKeyLen + writtenLen + int64(key)
 }

@@ -70,7 +70,8 @@ func (st *state) written(key string, main int64) *mvccpb.KeyValue {
 	if !st.writing || main <= st.s.w.base {
 		return nil
 	}
-	return st.s.w.find(key, main)
+	e, _ := st.s.w.find(key, main)
+	return e.GetKv()
 }
 
 // passed reports whether compaction may have deleted what a read at rev needs.
