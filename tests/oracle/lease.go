@@ -192,7 +192,7 @@ func (r *runner) expire(ctx context.Context) error {
 			return fmt.Errorf("%s: %s", step, got.err)
 		}
 	}
-	_, err := r.compare(ctx, operation{name: fmt.Sprintf("wait for lease %d to expire", id), send: func(ctx context.Context, s *side) (proto.Message, error) {
+	_, err := r.compare(ctx, operation{name: "LeaseExpiry", req: &pb.LeaseTimeToLiveRequest{ID: id}, send: func(ctx context.Context, s *side) (proto.Message, error) {
 		return s.awaitExpiry(ctx, id)
 	}})
 	return err

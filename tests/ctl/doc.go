@@ -1,0 +1,7 @@
+// Package ctl drives real etcdctl and etcdutl against Coterie as a user would. The transcripts in testdata are
+// shell scripts with what they print; the printed part is real etcd's, and Coterie must print the same. What
+// two servers cannot have in common (ids, sizes, durations, addresses) is replaced by names before comparing.
+//
+// The transcripts hold every command that applies to a single member. Left out are check perf and check
+// datascale, which measure for a minute and print only measurements, and completion, which asks no server.
+package ctl
