@@ -20,6 +20,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"runtime/pprof"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -150,7 +151,8 @@ func (l *Lessor) Promote() {
 	l.reign = newReign(l.table, l.o, cancel, ctx.Done())
 	// Ended by Demote, Reset or Close, through cancel; Close waits.
 	l.tasks.Add(1)
-	go l.run(ctx, l.reign)
+	r := l.reign
+	go pprof.Do(ctx, pprof.Labels("goroutine", "lessor"), func(ctx context.Context) { l.run(ctx, r) })
 }
 
 // Demote forgets all deadlines. It does not wait for proposals under way,

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/goleak"
@@ -26,6 +27,9 @@ type member struct {
 	eng   *engine.Engine
 	table *lease.Table
 	l     *Lessor
+	// commits takes batches out of the bubble, answers brings the results in.
+	commits chan<- *pebble.Batch
+	answers <-chan error
 
 	mu sync.Mutex // guards the fields below and makes a log of the proposals
 	// delay is how long a proposal takes.
@@ -56,13 +60,28 @@ func newEngine(t *testing.T) *engine.Engine {
 	return eng
 }
 
-// bubble runs f on fake time with a promoted member. The engine is outside:
-// its goroutines have other things to do than to let time pass.
+// bubble runs f on fake time with a promoted member. The engine is outside and
+// in real time: commits may wait for its goroutines, which are there too.
 func bubble(t *testing.T, o Options, f func(m *member)) {
 	t.Helper()
 	eng := newEngine(t)
+	commits, answers := make(chan *pebble.Batch), make(chan error)
+	done := make(chan struct{})
+	go func() { // ended, and waited for, below
+		defer close(done)
+		for b := range commits {
+			answers <- eng.Commit(b)
+		}
+	}()
+	defer func() {
+		close(commits)
+		<-done
+	}()
 	synctest.Test(t, func(t *testing.T) {
-		m := &member{t: t, eng: eng, revoked: map[int64]time.Time{}, granted: map[int64]time.Time{}}
+		m := &member{
+			t: t, eng: eng, commits: commits, answers: answers,
+			revoked: map[int64]time.Time{}, granted: map[int64]time.Time{},
+		}
 		m.start(o)
 		f(m)
 		m.l.Close()
@@ -134,7 +153,8 @@ func (m *member) apply(r *pb.InternalRaftRequest) error {
 			err = errors.Join(err, m.table.Checkpoint(b, c.ID, c.Remaining_TTL))
 		}
 	}
-	if cerr := m.eng.Commit(b); cerr != nil {
+	m.commits <- b
+	if cerr := <-m.answers; cerr != nil {
 		m.appliedErrors = append(m.appliedErrors, cerr)
 	}
 	return err
