@@ -77,7 +77,7 @@ func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
 	d := &dataDir{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.close())
+			err = errors.Join(err, d.close()) // d is not returned then
 		}
 	}()
 	for _, dir := range []string{cfg.DataDir, o.wal.Dir} {
@@ -111,7 +111,10 @@ func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return d, d.open(id, o)
+	if err := d.open(id, o); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 func (d *dataDir) lock(dir string) error {

@@ -1,0 +1,324 @@
+package coterie
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+)
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testConfig is a member on unix sockets in its own directory, so that tests
+// need no ports.
+func testConfig(t testing.TB) Config {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "coterie") // short, for a socket's path must be
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg := DefaultConfig()
+	cfg.DataDir = filepath.Join(dir, "data")
+	cfg.ListenClientURLs = []string{"unix://" + filepath.Join(dir, "c")}
+	cfg.AdvertiseClientURLs = cfg.ListenClientURLs
+	cfg.ListenPeerURLs = []string{"unix://" + filepath.Join(dir, "p")}
+	return cfg
+}
+
+func openNode(t testing.TB, cfg Config) *Node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	n, err := Open(ctx, cfg)
+	must(t, err)
+	return n
+}
+
+// refused opens what must be refused and checks the message, and that nothing
+// in the directory has changed.
+func refused(t *testing.T, cfg Config, want string) {
+	t.Helper()
+	before := tree(t, cfg.DataDir)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	n, err := Open(ctx, cfg)
+	if err == nil {
+		n.Close()
+		t.Fatalf("opened; want an error with %q", want)
+	}
+	if !strings.Contains(err.Error(), want) {
+		t.Fatalf("got %q, want an error with %q", err, want)
+	}
+	if after := tree(t, cfg.DataDir); !slices.Equal(before, after) {
+		t.Fatalf("refused, but changed the directory from\n%s\nto\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	}
+}
+
+// tree lists what is in a directory, with the contents' sums.
+func tree(t *testing.T, dir string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() == lockFile {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		out = append(out, fmt.Sprintf("%s %d %x", path, len(b), fnv(b)))
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func fnv(b []byte) uint64 {
+	h := uint64(14695981039346656037)
+	for _, c := range b {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return h
+}
+
+func TestOpenCloseAndOpenAgain(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	cfg := testConfig(t)
+	ctx := context.Background()
+	for i := range 3 {
+		n := openNode(t, cfg)
+		resp, err := n.Client().Put(ctx, "key", fmt.Sprint(i))
+		must(t, err)
+		if resp.Header.Revision != int64(i)+2 {
+			t.Errorf("start %d: revision %d", i, resp.Header.Revision)
+		}
+		got, err := n.Client().Get(ctx, "key")
+		must(t, err)
+		if kv := got.Kvs[0]; string(kv.Value) != fmt.Sprint(i) || kv.Version != int64(i)+1 {
+			t.Errorf("start %d: %v", i, kv)
+		}
+		must(t, n.Close())
+		must(t, n.Close())
+		select {
+		case <-n.Done():
+			must(t, n.Err())
+		default:
+			t.Error("closed, but not done")
+		}
+	}
+}
+
+// Members in one process share nothing.
+func TestThreeMembersInOneProcess(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	ctx := context.Background()
+	var nodes []*Node
+	for i := range 3 {
+		n := openNode(t, testConfig(t))
+		nodes = append(nodes, n)
+		_, err := n.Client().Put(ctx, "who", fmt.Sprint(i))
+		must(t, err)
+	}
+	for i, n := range nodes {
+		got, err := n.Client().Get(ctx, "who")
+		must(t, err)
+		if string(got.Kvs[0].Value) != fmt.Sprint(i) || got.Header.Revision != 2 {
+			t.Errorf("member %d holds %s at revision %d", i, got.Kvs[0].Value, got.Header.Revision)
+		}
+		must(t, n.Close())
+	}
+}
+
+// A client outside the process, over the socket, with a watch that Close ends.
+func TestCloseEndsStreams(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	cfg := testConfig(t)
+	n := openNode(t, cfg)
+	cli, err := clientv3.New(clientv3.Config{Endpoints: cfg.ListenClientURLs, DialTimeout: 10 * time.Second})
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	events := cli.Watch(ctx, "k", clientv3.WithCreatedNotify())
+	<-events
+	_, err = cli.Put(ctx, "k", "v")
+	must(t, err)
+	if w := <-events; len(w.Events) != 1 {
+		t.Fatalf("got %v", w)
+	}
+	began := time.Now()
+	must(t, n.Close())
+	if took := time.Since(began); took > drainTimeout {
+		t.Errorf("closing with an open watch took %v", took)
+	}
+	cancel()
+	cli.Close()
+}
+
+func TestDirectoryInUse(t *testing.T) {
+	cfg := testConfig(t)
+	n := openNode(t, cfg)
+	second := testConfig(t)
+	second.DataDir = cfg.DataDir
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if other, err := Open(ctx, second); err == nil {
+		other.Close()
+		t.Error("a directory in use was opened")
+	} else if !strings.Contains(err.Error(), "in use by another process") {
+		t.Errorf("got %v", err)
+	}
+	must(t, n.Close())
+}
+
+func TestPortInUseLeavesNoDirectory(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.ListenClientURLs = []string{"http://127.0.0.1:0"}
+	n := openNode(t, cfg)
+	second := testConfig(t)
+	second.ListenClientURLs = []string{"http://" + n.ClientAddrs()[0].String()}
+	refused(t, second, "address already in use")
+	if _, err := os.Stat(second.DataDir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a data directory was made: %v", err)
+	}
+	must(t, n.Close())
+}
+
+func TestForeignDirectories(t *testing.T) {
+	made := func(t *testing.T) Config {
+		cfg := testConfig(t)
+		must(t, openNode(t, cfg).Close())
+		return cfg
+	}
+	edit := func(t *testing.T, cfg Config, change func(*identity)) {
+		path := filepath.Join(cfg.DataDir, identityFile)
+		b, err := os.ReadFile(path)
+		must(t, err)
+		var id identity
+		must(t, json.Unmarshal(b, &id))
+		change(&id)
+		b, err = json.Marshal(id)
+		must(t, err)
+		must(t, os.WriteFile(path, b, 0o600))
+	}
+	t.Run("etcd's", func(t *testing.T) {
+		cfg := testConfig(t)
+		must(t, os.MkdirAll(filepath.Join(cfg.DataDir, "member", "snap"), 0o700))
+		must(t, os.WriteFile(filepath.Join(cfg.DataDir, "member", "snap", "db"), []byte("bolt"), 0o600))
+		refused(t, cfg, "a data directory of etcd")
+	})
+	t.Run("newer format", func(t *testing.T) {
+		cfg := made(t)
+		edit(t, cfg, func(id *identity) { id.Format = dataFormat + 1 })
+		refused(t, cfg, "newer version of Coterie")
+	})
+	t.Run("another cluster's", func(t *testing.T) {
+		cfg := made(t)
+		edit(t, cfg, func(id *identity) { id.ClusterID = "77" })
+		refused(t, cfg, "of cluster 77")
+	})
+	t.Run("identity lost", func(t *testing.T) {
+		cfg := made(t)
+		must(t, os.Remove(filepath.Join(cfg.DataDir, identityFile)))
+		refused(t, cfg, "no identity.json")
+	})
+	t.Run("identity damaged", func(t *testing.T) {
+		cfg := made(t)
+		must(t, os.WriteFile(filepath.Join(cfg.DataDir, identityFile), []byte("{"), 0o600))
+		refused(t, cfg, "is damaged")
+	})
+	t.Run("log lost", func(t *testing.T) {
+		cfg := made(t)
+		segments, err := filepath.Glob(filepath.Join(cfg.DataDir, walDir, "*.wal"))
+		must(t, err)
+		must(t, os.Remove(segments[0]))
+		refused(t, cfg, "holds no log")
+	})
+	t.Run("engine of another time", func(t *testing.T) {
+		// The log of a member that has just been made, the engine of one that has lived.
+		young, old := made(t), testConfig(t)
+		n := openNode(t, old)
+		for i := range 10 {
+			_, err := n.Client().Put(context.Background(), "k", fmt.Sprint(i))
+			must(t, err)
+		}
+		must(t, n.Close())
+		must(t, os.RemoveAll(filepath.Join(old.DataDir, walDir)))
+		must(t, os.Rename(filepath.Join(young.DataDir, walDir), filepath.Join(old.DataDir, walDir)))
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		n, err := Open(ctx, old)
+		if err == nil {
+			n.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "the log has lost entries") {
+			t.Fatalf("got %v", err)
+		}
+	})
+	t.Run("engine damaged", func(t *testing.T) {
+		cfg := made(t)
+		tables, err := filepath.Glob(filepath.Join(cfg.DataDir, engineDir, "*.sst"))
+		must(t, err)
+		for _, path := range tables {
+			b, err := os.ReadFile(path)
+			must(t, err)
+			for i := range len(b) / 2 {
+				b[i] ^= 0x55
+			}
+			must(t, os.WriteFile(path, b, 0o600))
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		n, err := Open(ctx, cfg)
+		if err == nil {
+			n.Close()
+			t.Fatal("a damaged engine was opened")
+		}
+		if !strings.Contains(err.Error(), "engine") {
+			t.Fatalf("the message does not say where: %v", err)
+		}
+	})
+}
+
+// The first start may end at any point; the next one makes the directory anew.
+func TestInterruptedFirstStart(t *testing.T) {
+	cfg := testConfig(t)
+	n := openNode(t, cfg)
+	_, err := n.Client().Put(context.Background(), "k", "v")
+	must(t, err)
+	must(t, n.Close())
+	path := filepath.Join(cfg.DataDir, identityFile)
+	b, err := os.ReadFile(path)
+	must(t, err)
+	must(t, os.WriteFile(path, []byte(strings.Replace(string(b), `"complete": true`, `"complete": false`, 1)), 0o600))
+	n = openNode(t, cfg)
+	got, err := n.Client().Get(context.Background(), "k")
+	must(t, err)
+	if len(got.Kvs) != 0 || got.Header.Revision != 1 {
+		t.Fatalf("an unfinished directory was used: %v", got)
+	}
+	must(t, n.Close())
+}
+
+// The id of a member that is started without flags is the one that every etcd
+// started without flags has.
+func TestIDsAreEtcds(t *testing.T) {
+	if id := memberID([]string{"http://localhost:2380"}, "etcd-cluster"); id != 0x8e9e05c52164694d {
+		t.Errorf("the default member has the id %x", id)
+	}
+	if memberID([]string{"http://b", "http://a"}, "t") != memberID([]string{"http://a", "http://b"}, "t") {
+		t.Error("the order of URLs matters")
+	}
+}
