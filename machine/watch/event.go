@@ -52,8 +52,7 @@ func (e *event) withPrev(src Source) *mvccpb.Event {
 	return ev
 }
 
-// entry is one revision.
-// Invariant: no two of its events are on the same key.
+// entry is one revision. Several of its events may be on the same key.
 type entry struct {
 	revision int64
 	events   []*event

@@ -5,9 +5,17 @@ import "go.etcd.io/etcd/api/v3/mvccpb"
 // index finds the watchers of a key. The zero value is empty.
 type index struct {
 	n      int
-	keys   map[string]list // watchers of single keys
-	ranges tree            // watchers of ranges
-	hit    []*node         // scratch of match
+	keys   map[string]*group // watchers of single keys
+	ranges tree              // watchers of ranges
+	hit    []*group          // scratch of match
+}
+
+// group is the watchers of one key or one range.
+type group struct {
+	list
+	// hits is scratch of match: the events of the revision at hand that the
+	// group watches.
+	hits []int32
 }
 
 func (x *index) add(w *watcher) {
@@ -17,11 +25,14 @@ func (x *index) add(w *watcher) {
 		return
 	}
 	if x.keys == nil {
-		x.keys = map[string]list{}
+		x.keys = map[string]*group{}
 	}
-	l := x.keys[w.key]
-	l.add(w)
-	x.keys[w.key] = l
+	g := x.keys[w.key]
+	if g == nil {
+		g = &group{}
+		x.keys[w.key] = g
+	}
+	g.add(w)
 }
 
 // remove takes out w, which must be in x.
@@ -35,13 +46,11 @@ func (x *index) remove(w *watcher) {
 		}
 		return
 	}
-	l := x.keys[w.key]
-	l.remove(w)
-	if l.head == nil {
+	g := x.keys[w.key]
+	g.remove(w)
+	if g.head == nil {
 		delete(x.keys, w.key)
-		return
 	}
-	x.keys[w.key] = l
 }
 
 // covers tells whether someone watches key.
@@ -59,8 +68,8 @@ func (x *index) covers(key []byte) bool {
 
 // each calls f for every watcher. f must not change the index.
 func (x *index) each(f func(w *watcher)) {
-	for _, l := range x.keys {
-		l.each(f)
+	for _, g := range x.keys {
+		g.each(f)
 	}
 	x.ranges.walk(func(n *node) { n.each(f) })
 }
@@ -71,44 +80,46 @@ func (x *index) each(f func(w *watcher)) {
 func (x *index) match(e *entry, emit func(w *watcher, evs []*event, bytes int)) {
 	for i, ev := range e.events {
 		key := ev.ev.Kv.Key
-		l := x.keys[string(key)]
-		for w := l.head; w != nil; w = w.succ {
-			if w.wants(ev) {
-				emit(w, ev.self[:], ev.bytes)
-			}
+		if g := x.keys[string(key)]; g != nil {
+			x.strike(g, i)
 		}
 		x.ranges.stab(key, func(n *node) bool {
-			if len(n.hits) == 0 {
-				x.hit = append(x.hit, n)
-			}
-			n.hits = append(n.hits, int32(i))
+			x.strike(&n.group, i)
 			return true
 		})
 	}
-	for i, n := range x.hit {
-		n.emit(e, emit)
-		n.hits = n.hits[:0]
-		if cap(n.hits) > 16 {
-			n.hits = nil
+	for i, g := range x.hit {
+		g.emit(e, emit)
+		g.hits = g.hits[:0]
+		if cap(g.hits) > 16 {
+			g.hits = nil
 		}
 		x.hit[i] = nil
 	}
 	x.hit = x.hit[:0]
 }
 
-// emit passes the events hit to the watchers of the node. Those with the same
+// strike notes that g watches the i-th event at hand.
+func (x *index) strike(g *group, i int) {
+	if len(g.hits) == 0 {
+		x.hit = append(x.hit, g)
+	}
+	g.hits = append(g.hits, int32(i))
+}
+
+// emit passes the events hit to the watchers of the group. Those with the same
 // filters share a list.
-func (n *node) emit(e *entry, emit func(w *watcher, evs []*event, bytes int)) {
+func (g *group) emit(e *entry, emit func(w *watcher, evs []*event, bytes int)) {
 	var parts [filters + 1]struct {
 		made  bool
 		evs   []*event
 		bytes int
 	}
-	for w := n.head; w != nil; w = w.succ {
+	for w := g.head; w != nil; w = w.succ {
 		p := &parts[w.flags&filters]
 		if !p.made {
 			p.made = true
-			p.evs, p.bytes = e.part(n.hits, w.flags&filters)
+			p.evs, p.bytes = e.part(g.hits, w.flags&filters)
 		}
 		if len(p.evs) > 0 {
 			emit(w, p.evs, p.bytes)

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -131,7 +132,7 @@ func (f *fakeSource) before(ev *mvccpb.Event) *mvccpb.KeyValue {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for rev := ev.Kv.ModRevision - 1; rev >= 2; rev-- {
-		for _, old := range f.history[rev-2].Events {
+		for _, old := range slices.Backward(f.history[rev-2].Events) {
 			if string(old.Kv.Key) != string(ev.Kv.Key) {
 				continue
 			}

@@ -40,17 +40,14 @@ func (s span) compare(t span) int {
 // knows the highest end below it. The zero value is empty.
 type tree struct{ root *node }
 
-// node is one span and the list of its watchers.
+// node is one span and the group of its watchers.
 type node struct {
 	span
-	list
+	group
 	left, right *node
 	height      int8
 	// max is the highest end in the subtree.
 	max bound
-	// hits is scratch of index.match: the events of the revision at hand that
-	// are in the span.
-	hits []int32
 }
 
 // at returns the node of s, new if there is none.

@@ -51,8 +51,6 @@ type watcher struct {
 
 func (w *watcher) is(f flags) bool { return w.flags&f != 0 }
 
-func (w *watcher) wants(e *event) bool { return w.flags.pass(e.ev.Type) }
-
 func (w *watcher) rangeOf() span {
 	return span{begin: w.key, end: bound{key: w.end, endless: w.is(endless)}}
 }
