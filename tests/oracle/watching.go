@@ -43,6 +43,15 @@ func (r *runner) createWatcher(ctx context.Context) error {
 		return err
 	}
 	req := r.gen.watchRequest()
+	// A watcher that reads history can be waited for only where none waits for the future.
+	switch {
+	case req.StartRevision > r.gen.rev:
+		if err := r.awaitStream(ctx, p); err != nil {
+			return err
+		}
+	case req.StartRevision > 0 && p.holdsBack(r.gen.rev):
+		req.StartRevision = 0
+	}
 	resp, err := r.control(ctx, p, "Watch create", &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
 	if err != nil || resp.Canceled {
 		return err
@@ -113,6 +122,9 @@ func (r *runner) control(ctx context.Context, p *streamPair, name string, req *p
 		return (len(p.ref.control) > 0 || p.ref.ended != "") && (len(p.sub.control) > 0 || p.sub.ended != "")
 	})
 	r.board.update(func() { ref, sub = p.ref.takeControl(), p.sub.takeControl() })
+	if r.opts.Trace != nil {
+		r.opts.Trace(r.step, name+" "+show(req), p.ref.describe(ref))
+	}
 	if err != nil || ref == nil || sub == nil || !proto.Equal(ref, sub) {
 		return nil, r.difference(name+" "+show(req), p.ref.describe(ref), p.sub.describe(sub))
 	}
@@ -509,8 +521,8 @@ func (r *runner) fragments(ctx context.Context) error {
 		}
 	}
 	p, err := r.someStream()
-	if err != nil {
-		return err
+	if err != nil || p.holdsBack(r.gen.rev) {
+		return err // see createWatcher
 	}
 	req := &pb.WatchCreateRequest{Key: key, StartRevision: start, Fragment: true, PrevKv: r.gen.chance(300)}
 	resp, err := r.control(ctx, p, "Watch create", &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
