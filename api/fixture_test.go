@@ -41,6 +41,7 @@ type testNode struct {
 	index     uint64
 	status    Status
 	dbSize    int64
+	inUse     int64 // if not 0, what KV says instead of the truth
 	proposed  []*pb.InternalRaftRequest
 	reads     int
 	readErr   error // of ReadIndex
@@ -160,7 +161,23 @@ func (n *testNode) DBSize() int64 {
 	return n.dbSize
 }
 
-func (n *testNode) KV() KV                      { return n.machine.KV }
+// sizedKV is a store that is as large as a test wants.
+type sizedKV struct {
+	KV
+	size int64
+}
+
+func (kv sizedKV) SizeInUse() int64 { return kv.size }
+
+func (n *testNode) KV() KV {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.inUse != 0 {
+		return sizedKV{n.machine.KV, n.inUse}
+	}
+	return n.machine.KV
+}
+
 func (n *testNode) NewWatchStream() WatchStream { return n.machine.Watch.NewStream() }
 func (n *testNode) Lessor() Lessor              { return n.lessor }
 func (n *testNode) LeaseKeys(id int64) []string { return n.machine.Leases.Keys(id) }

@@ -225,12 +225,12 @@ func TestQuota(t *testing.T) {
 	}
 
 	// The cost of this put is 256 + 1 + 1.
-	s.node.set(func(n *testNode) { n.dbSize = 10_000 - 259 })
+	s.node.set(func(n *testNode) { n.inUse = 10_000 - 259 })
 	s.mustPut(t, "k", "v")
 	if len(s.node.Alarms()) != 0 {
 		t.Fatal("alarm before the quota was reached")
 	}
-	s.node.set(func(n *testNode) { n.dbSize = 10_000 - 258 })
+	s.node.set(func(n *testNode) { n.inUse = 10_000 - 258 })
 	wantError(t, noAlarm(ctx), nil)
 	_, err = s.kv.Put(ctx, &pb.PutRequest{Key: k, Value: k})
 	wantError(t, err, rpctypes.ErrGRPCNoSpace)
@@ -239,7 +239,7 @@ func TestQuota(t *testing.T) {
 		t.Fatalf("alarms are %v", alarms)
 	}
 	// It is raised once, whatever follows.
-	s.node.set(func(n *testNode) { n.dbSize = 10_000 })
+	s.node.set(func(n *testNode) { n.inUse = 10_000 })
 	_, before := s.node.lastProposed()
 	_, err = s.kv.Put(ctx, &pb.PutRequest{}) // space is asked for before the request is checked
 	wantError(t, err, rpctypes.ErrGRPCNoSpace)
@@ -248,7 +248,7 @@ func TestQuota(t *testing.T) {
 	}
 
 	// While it is on the machine refuses what grows, also where there is room again.
-	s.node.set(func(n *testNode) { n.dbSize = 0 })
+	s.node.set(func(n *testNode) { n.inUse = 0 })
 	_, err = s.kv.Put(ctx, &pb.PutRequest{Key: k})
 	wantError(t, err, rpctypes.ErrGRPCNoSpace)
 	_, err = s.kv.Txn(ctx, &pb.TxnRequest{Failure: ops(put("k"))})
@@ -269,7 +269,7 @@ func TestQuota(t *testing.T) {
 
 func TestNoQuota(t *testing.T) {
 	s := newTestServer(t, func(c *Config) { c.QuotaBackendBytes = -1 })
-	s.node.set(func(n *testNode) { n.dbSize = 1 << 60 })
+	s.node.set(func(n *testNode) { n.inUse = 1 << 60 })
 	s.mustPut(t, "k", "v")
 }
 

@@ -23,7 +23,7 @@ type Node interface {
 	ReadIndex(ctx context.Context) error
 	// Status is called for every response and must be cheap.
 	Status() Status
-	// DBSize is the space that data takes on disk. Called for every write, must be cheap.
+	// DBSize is the space that data takes on disk.
 	DBSize() int64
 
 	KV() KV
@@ -62,6 +62,8 @@ type Membership interface {
 type KV interface {
 	Revision() int64
 	CompactRevision() int64
+	// SizeInUse is the size of the retained history in bytes. Called for every write, must be
+	// cheap.
 	SizeInUse() int64
 	Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error)
 	RangeStream(ctx context.Context, r *pb.RangeRequest, send func(*pb.RangeStreamResponse) error) error

@@ -35,9 +35,12 @@ func opsCost(ops []*pb.RequestOp) int {
 
 // charge refuses a write for which there is no room, and raises the alarm that makes all
 // members refuse writes. A request that costs nothing always passes.
+//
+// What counts is the history that is retained, not the size of files: it is known exactly at
+// every moment, and a compaction makes room at once.
 func (s *Server) charge(ctx context.Context, cost int) error {
 	quota := s.cfg.QuotaBackendBytes
-	if cost == 0 || quota < 0 || s.node.DBSize()+int64(cost) < quota {
+	if cost == 0 || quota < 0 || s.node.KV().SizeInUse()+int64(cost) < quota {
 		return nil
 	}
 	if !s.alarmRaised(pb.AlarmType_NOSPACE) {

@@ -50,7 +50,8 @@ type Config struct {
 	MaxRequestBytes uint
 	// MaxTxnOps bounds the operations in each part of a transaction.
 	MaxTxnOps uint
-	// QuotaBackendBytes is the size of the data at which writes are refused; negative: none.
+	// QuotaBackendBytes is the size of the retained history at which writes are refused;
+	// negative: none.
 	QuotaBackendBytes int64
 	// ElectionTimeout sets the shortest lease and how long a stream that requires a leader
 	// survives without.
