@@ -221,8 +221,9 @@ func (n *testNode) PromoteMember(_ context.Context, id uint64) ([]*pb.Member, er
 // testServer is a Server for a testNode, and a connection to it over rpc.
 type testServer struct {
 	*Server
-	node *testNode
-	conn *grpc.ClientConn
+	node  *testNode
+	conn  *grpc.ClientConn
+	drain time.Duration // how long the transport waits for requests in the end
 
 	kv    pb.KVClient
 	watch pb.WatchClient
@@ -250,18 +251,20 @@ func newTestServer(t testing.TB, change func(*Config)) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		s.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		transport.Stop(ctx)
-		conn.Close()
-	})
-	return &testServer{
-		Server: s, node: n, conn: conn,
+	ts := &testServer{
+		Server: s, node: n, conn: conn, drain: 5 * time.Second,
 		kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn), lease: pb.NewLeaseClient(conn),
 		maint: pb.NewMaintenanceClient(conn), clus: pb.NewClusterClient(conn), auth: pb.NewAuthClient(conn),
 	}
+	t.Cleanup(func() {
+		s.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), ts.drain)
+		defer cancel()
+		transport.Stop(ctx)
+		conn.Close()
+		s.Wait()
+	})
+	return ts
 }
 
 // mustPut puts a key and returns the revision.

@@ -86,7 +86,7 @@ type Server struct {
 	group sync.WaitGroup // watchLeader, and the receiving halves of streams
 }
 
-// New returns a server that answers for cfg.Node. Close ends it.
+// New returns a server that answers for cfg.Node. Close and Wait end it.
 func New(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
@@ -118,7 +118,7 @@ func New(cfg Config) *Server {
 	}
 	s.streams.init()
 	s.metrics.watchNode(s)
-	s.group.Go(s.watchLeader) // Close ends it and waits
+	s.group.Go(s.watchLeader) // ended by Close
 	return s
 }
 
@@ -136,14 +136,18 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 
 // Close ends all streams, with an error upon which clients try another member, and refuses new
 // ones. Requests still work: the transport is stopped after this, the node after the transport.
+// It does not wait, because a stream whose client reads nothing ends only with its connection.
 func (s *Server) Close() {
 	s.once.Do(func() {
 		close(s.stop)
 		s.health.Shutdown()
 		s.streams.close(rpctypes.ErrGRPCStopped)
 	})
-	s.group.Wait()
 }
+
+// Wait returns when nothing of the server runs. It is called after Close, when the transport has
+// stopped.
+func (s *Server) Wait() { s.group.Wait() }
 
 // Traffic returns what the transport reports message sizes to.
 func (s *Server) Traffic() rpc.Traffic { return s.metrics }

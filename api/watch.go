@@ -25,7 +25,7 @@ func (ws watchServer) Watch(stream pb.Watch_WatchServer) error {
 	watch := ws.s.node.NewWatchStream()
 	defer watch.Close()
 
-	// Ends with the stream, which ends with this handler; Server.Close waits for it.
+	// Ends with the stream, which ends with this handler; Server.Wait waits for it.
 	ws.s.group.Go(func() {
 		if err := takeWatchRequests(ctx, stream, watch); !errors.Is(err, io.EOF) {
 			cancel(err)

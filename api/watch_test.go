@@ -224,3 +224,24 @@ func TestCloseEndsStreams(t *testing.T) {
 	wantError(t, err, rpctypes.ErrGRPCStopped)
 	s.mustPut(t, "k", "v") // requests still work
 }
+
+// A client that reads nothing holds up neither Close nor, beyond its deadline, the transport.
+func TestCloseDoesNotWaitForSlowClients(t *testing.T) {
+	s := newTestServer(t, nil)
+	s.drain = 50 * time.Millisecond
+	w, err := s.watch.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustSend(t, w, create("k", 0))
+	mustRecv(t, w)
+	value := string(make([]byte, 200_000)) // more than flow control lets through
+	for range 10 {
+		s.mustPut(t, "k", value)
+	}
+	sent := func() float64 { return counted(t, s.metrics.rpc.of(pb.Watch_Watch_FullMethodName).sent) }
+	for before := -1.0; sent() != before; time.Sleep(time.Millisecond) {
+		before = sent() // until the server is stuck
+	}
+	s.Close()
+}
