@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -106,8 +105,7 @@ func (f *front) serve(n *Node) error {
 		ElectionTimeout:   f.cfg.ElectionTimeout,
 		SlowRequest:       f.cfg.WarningUnaryRequestDuration,
 	})
-	handler := &lateHandler{}
-	clients := f.server(rpc.Options{HTTP: handler})
+	clients := f.server()
 	f.api.Register(clients)
 	var err error
 	if f.conn, err = clients.Dial(); err != nil {
@@ -132,30 +130,31 @@ func (f *front) serve(n *Node) error {
 	if err != nil {
 		return err
 	}
-	handler.set(http)
-	f.start(n, clients, f.clients)
-	f.start(n, f.server(rpc.Options{HTTP: httpapi.NewMetrics(h)}), f.probes)
-	f.start(n, f.server(rpc.Options{HTTP: peerHandler(s, http)}), f.peers)
+	f.start(n, clients, http, f.clients)
+	f.start(n, f.server(), httpapi.NewMetrics(h), f.probes)
+	f.start(n, f.server(), peerHandler(s, http), f.peers)
 	return nil
 }
 
 // server makes a server with what all have in common.
-func (f *front) server(o rpc.Options) *rpc.Server {
-	o.Logger = f.cfg.Logger
-	o.UnaryInterceptor = f.api.InterceptUnary
-	o.StreamInterceptor = f.api.InterceptStream
-	o.Traffic = f.api.Traffic()
-	o.MaxRecvBytes = api.MaxRecvBytes(f.cfg.MaxRequestBytes)
-	o.MaxConcurrentStreams = f.cfg.MaxConcurrentStreams
-	o.KeepaliveMinTime = f.cfg.GRPCKeepAliveMinTime
-	o.KeepaliveInterval = f.cfg.GRPCKeepAliveInterval
-	o.KeepaliveTimeout = f.cfg.GRPCKeepAliveTimeout
-	s := rpc.NewServer(o)
+func (f *front) server() *rpc.Server {
+	s := rpc.NewServer(rpc.Options{
+		Logger:               f.cfg.Logger,
+		UnaryInterceptor:     f.api.InterceptUnary,
+		StreamInterceptor:    f.api.InterceptStream,
+		Traffic:              f.api.Traffic(),
+		MaxRecvBytes:         api.MaxRecvBytes(f.cfg.MaxRequestBytes),
+		MaxConcurrentStreams: f.cfg.MaxConcurrentStreams,
+		KeepaliveMinTime:     f.cfg.GRPCKeepAliveMinTime,
+		KeepaliveInterval:    f.cfg.GRPCKeepAliveInterval,
+		KeepaliveTimeout:     f.cfg.GRPCKeepAliveTimeout,
+	})
 	f.servers = append(f.servers, s)
 	return s
 }
 
-func (f *front) start(n *Node, s *rpc.Server, listeners []rpc.Listener) {
+func (f *front) start(n *Node, s *rpc.Server, http http.Handler, listeners []rpc.Listener) {
+	s.Handle(http)
 	s.Start()
 	for _, l := range listeners {
 		f.group.Go(func() {
@@ -166,37 +165,26 @@ func (f *front) start(n *Node, s *rpc.Server, listeners []rpc.Listener) {
 	}
 }
 
-// close stops answering; requests in flight may finish until ctx ends.
+// close ends streams and stops answering; requests in flight may finish until ctx ends.
 func (f *front) close(ctx context.Context) {
 	if f.api != nil {
 		f.api.Close()
 	}
-	if f.client != nil {
-		f.client.Close() // its connection is closed below
-	}
-	if f.conn != nil {
-		f.conn.Close() // in process
-	}
 	for _, s := range f.servers {
 		s.Stop(ctx)
 	}
+	if f.api != nil {
+		f.api.Wait()
+	}
+	// Last, for gateway requests in flight went through it. Neither can fail: it is in process.
+	if f.client != nil {
+		f.client.Close()
+	}
+	if f.conn != nil {
+		f.conn.Close()
+	}
 	f.unbind() // what was bound and never served
 	f.group.Wait()
-}
-
-// lateHandler answers with a handler that is set after the server was made:
-// the gateway in it calls that server.
-type lateHandler struct{ h atomic.Pointer[http.Handler] }
-
-func (l *lateHandler) set(h http.Handler) { l.h.Store(&h) }
-
-// ServeHTTP implements http.Handler.
-func (l *lateHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h := l.h.Load(); h != nil {
-		(*h).ServeHTTP(w, r)
-		return
-	}
-	http.Error(w, "starting", http.StatusServiceUnavailable)
 }
 
 // peerHandler answers what members ask one another over HTTP before anything
