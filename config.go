@@ -152,6 +152,10 @@ type Config struct {
 	// ClientTLS is used on https:// and unixs:// client and metrics URLs.
 	ClientTLS ClientTLS
 
+	// BcryptCost is the strength at which passwords of users are hashed, 4 to 31; each step doubles the time
+	// (--bcrypt-cost). Default 10.
+	BcryptCost uint
+
 	// EnableGRPCGateway serves the JSON API under /v3/ (--enable-grpc-gateway). Default true.
 	EnableGRPCGateway bool
 	// EnablePprof serves Go's profiles under /debug/pprof/ (--enable-pprof).
@@ -226,6 +230,7 @@ func DefaultConfig() Config {
 		GRPCKeepAliveInterval:       2 * time.Hour,
 		GRPCKeepAliveTimeout:        20 * time.Second,
 		ClientTLS:                   ClientTLS{MinVersion: string(tlsutil.TLSVersion12), SelfSignedCertValidityYears: 1},
+		BcryptCost:                  10,
 		EnableGRPCGateway:           true,
 		Metrics:                     MetricsBasic,
 		CORS:                        []string{"*"},
@@ -409,6 +414,9 @@ func (c *Config) validateTimes() error {
 
 func (c *Config) validateLimits() error {
 	var errs []error
+	if c.BcryptCost < 4 || c.BcryptCost > 31 {
+		errs = append(errs, fmt.Errorf("bcrypt-cost: %d must be between 4 and 31", c.BcryptCost))
+	}
 	if c.MaxTxnOps == 0 {
 		errs = append(errs, errors.New("max-txn-ops: must be at least 1"))
 	}

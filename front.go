@@ -89,6 +89,9 @@ func (f *front) unbind() {
 // observeSync notes how long an fdatasync of the log took.
 func (f *front) observeSync(d time.Duration) { f.metrics.LogSync.Observe(d.Seconds()) }
 
+// observeCommit notes how long the engine took to commit a batch.
+func (f *front) observeCommit(d time.Duration) { f.metrics.EngineCommit.Observe(d.Seconds()) }
+
 // serve starts to answer.
 func (f *front) serve(n *Node) error {
 	s := &service{Node: n}
@@ -104,6 +107,7 @@ func (f *front) serve(n *Node) error {
 		QuotaBackendBytes: f.cfg.QuotaBackendBytes,
 		ElectionTimeout:   f.cfg.ElectionTimeout,
 		SlowRequest:       f.cfg.WarningUnaryRequestDuration,
+		BcryptCost:        int(f.cfg.BcryptCost),
 	})
 	clients := f.server()
 	f.api.Register(clients)

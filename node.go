@@ -119,6 +119,7 @@ func (n *Node) openState() (err error) {
 			FragmentBytes:    api.MaxRecvBytes(n.cfg.MaxRequestBytes),
 		},
 		Auth:      auth.Options{Logger: n.log},
+		OnCommit:  n.front.observeCommit,
 		WarnApply: n.cfg.WarningApplyDuration,
 		Logger:    n.log,
 	})

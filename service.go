@@ -86,6 +86,8 @@ func (s *service) Defragment(context.Context) error {
 
 // Snapshot writes the state to a file and opens it.
 func (s *service) Snapshot(ctx context.Context) (api.Snapshot, error) {
+	began := time.Now()
+	defer func() { s.front.metrics.SnapshotSave.Observe(time.Since(began).Seconds()) }()
 	f, err := os.CreateTemp(s.cfg.DataDir, snapshotPattern)
 	if err != nil {
 		return api.Snapshot{}, fmt.Errorf("make a snapshot: %w", err)

@@ -50,6 +50,8 @@ type Options struct {
 	KV     mvcc.Options
 	Watch  watch.Options
 	Auth   auth.Options
+	// OnCommit, if set, is told how long committing a batch to the engine took.
+	OnCommit func(time.Duration)
 	// WarnApply is how long one Apply may take before it is logged.
 	WarnApply time.Duration
 	Logger    *zap.Logger
@@ -65,9 +67,10 @@ type Machine struct {
 	Alarms  *Alarms
 	Members *Members
 
-	engine *engine.Engine
-	logger *zap.Logger
-	warn   time.Duration
+	engine   *engine.Engine
+	logger   *zap.Logger
+	warn     time.Duration
+	onCommit func(time.Duration)
 
 	applying sync.Mutex // held by Apply, and while a consistent copy is taken
 	applied  atomic.Uint64
@@ -98,7 +101,10 @@ func Open(o Options) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("machine: %w", err)
 	}
-	m := &Machine{engine: o.Engine, logger: o.Logger, warn: o.WarnApply}
+	m := &Machine{engine: o.Engine, logger: o.Logger, warn: o.WarnApply, onCommit: o.OnCommit}
+	if m.onCommit == nil {
+		m.onCommit = func(time.Duration) {}
+	}
 	m.applied.Store(index)
 	m.term.Store(term)
 	if m.Members, err = openMembers(o.Engine); err != nil {
@@ -174,9 +180,11 @@ func (m *Machine) Apply(entries []Entry) ([]Result, error) {
 	if err := setApplied(b, index, term); err != nil {
 		return nil, err
 	}
+	committing := time.Now()
 	if err := m.engine.Commit(b); err != nil {
 		return nil, err
 	}
+	m.onCommit(time.Since(committing))
 	m.applied.Store(index)
 	m.term.Store(term)
 	m.Watch.Publish(m.KV.Publish())

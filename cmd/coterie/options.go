@@ -196,7 +196,7 @@ func options(s *settings) []option {
 	section("Auth",
 		option{name: "auth-token", value: text(new("simple")), support: refused, reason: noAuth, usage: "Kind of authentication tokens, and its options."},
 		option{name: "auth-token-ttl", value: unsigned(new(uint(300))), support: refused, reason: noAuth, usage: "Seconds for which a token is good."},
-		option{name: "bcrypt-cost", value: unsigned(new(uint(10))), support: refused, reason: noAuth, usage: "Cost of hashing passwords."},
+		option{name: "bcrypt-cost", value: unsigned(&c.BcryptCost), usage: "Cost of hashing passwords, 4 to 31."},
 	)
 	section("Monitoring",
 		option{name: "enable-pprof", value: boolean(&c.EnablePprof), usage: "Serve Go's profiles under /debug/pprof/."},
