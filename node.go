@@ -112,6 +112,7 @@ func (n *Node) openState() (err error) {
 			Logger:               n.log,
 			CompactionBatchLimit: n.cfg.CompactionBatchLimit,
 			CompactionSleep:      n.cfg.CompactionSleepInterval,
+			StreamChunkBytes:     int(n.cfg.MaxRequestBytes),
 		},
 		Watch: watch.Options{
 			Logger:           n.log,

@@ -89,9 +89,13 @@ func (s *Store) Revision() int64 { return s.view.Load().rev }
 func (s *Store) CompactRevision() int64 { return s.view.Load().compact }
 
 // SizeInUse is the size in bytes of the retained history: keys and values of
-// its records as they are stored, before the engine compresses them. It is a
-// function of the commands applied and of the progress of compaction.
-func (s *Store) SizeInUse() int64 { return s.written.Load() - s.freed.Load() }
+// its records as they are stored, before the engine compresses them, and those
+// of the meta records, so that it is never 0. It is a function of the commands
+// applied and of the progress of compaction.
+func (s *Store) SizeInUse() int64 { return metaBytes + s.written.Load() - s.freed.Load() }
+
+// metaBytes is about what the meta records occupy.
+const metaBytes = 64
 
 // Close stops physical compaction; the next Open goes on with it. It does not
 // close the engine. No command may be in progress.

@@ -188,7 +188,7 @@ func (h *harness) each(lower, upper []byte, fn func(*pebble.Iterator)) {
 // checkSize compares the size kept incrementally with a count.
 func (h *harness) checkSize() {
 	h.t.Helper()
-	if got, want := h.s.SizeInUse(), h.storedBytes(); got != want {
+	if got, want := h.s.SizeInUse(), metaBytes+h.storedBytes(); got != want {
 		h.t.Fatalf("SizeInUse is %d, stored are %d bytes", got, want)
 	}
 }

@@ -39,7 +39,10 @@ func kvBytes(kv *mvccpb.KeyValue) int { return len(kv.Key) + len(kv.Value) }
 // withPrev returns the event with the key's previous state.
 func (e *event) withPrev(src Source) *mvccpb.Event {
 	created := e.ev.Type == mvccpb.Event_PUT && e.ev.Kv.CreateRevision == e.ev.Kv.ModRevision
-	if created {
+	// What was found before a compaction must not be given after it: whether a
+	// watcher gets it would depend on who asked before.
+	compacted := e.ev.Kv.ModRevision-1 < src.CompactRevision()
+	if created || compacted {
 		return e.ev
 	}
 	if ev := e.prev.Load(); ev != nil {

@@ -241,3 +241,22 @@ func BenchmarkPublish(b *testing.B) {
 		})
 	}
 }
+
+// A previous value that one watcher was given before a compaction must not
+// reach another after it.
+func TestPreviousValueIsNotKeptPastACompaction(t *testing.T) {
+	src := newFakeSource()
+	src.write("k=1")
+	e := newEvent(src.write("k=2").Events[0])
+	if got := e.withPrev(src).PrevKv; got == nil || string(got.Value) != "1" {
+		t.Fatalf("before the compaction: %v", got)
+	}
+	src.compactTo(2) // the revision before the event can still be read
+	if got := e.withPrev(src).PrevKv; got == nil {
+		t.Fatal("compacted to the revision before the event: no previous value")
+	}
+	src.compactTo(3)
+	if got := e.withPrev(src).PrevKv; got != nil {
+		t.Fatalf("compacted to the revision of the event: %v", got)
+	}
+}
