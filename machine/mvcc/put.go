@@ -58,7 +58,10 @@ func (s *Store) put(r *pb.PutRequest) *pb.PutResponse {
 	return &reply.resp
 }
 
-// previous returns the pair that r replaces, or nil.
+// previous returns the pair that r replaces, or nil. A put that keeps value or
+// lease was checked to have one; only a deletion in the same transaction can
+// have taken it since, and then there is nothing to keep. (etcd's server
+// crashes on that.)
 func (s *Store) previous(r *pb.PutRequest) *mvccpb.KeyValue {
 	st := s.pending()
 	it := st.index.get(aliasString(r.Key))
