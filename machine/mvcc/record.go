@@ -79,9 +79,6 @@ func decodeRecord(b []byte, main int64) (record, error) {
 	return r, nil
 }
 
-// isTombstone tells a tombstone from a put by the first byte of a record.
-func isTombstone(rec []byte) bool { return len(rec) > 0 && rec[0] == recordTombstone }
-
 // keyValue fills kv with the version (key, main) of r.
 func (r *record) keyValue(kv *mvccpb.KeyValue, key []byte, main int64) {
 	kv.Key = key
