@@ -147,14 +147,30 @@ func (s *service) AddMember(context.Context, []string, bool) (*pb.Member, []*pb.
 	return nil, nil, errMembership
 }
 
-func (s *service) RemoveMember(context.Context, uint64) ([]*pb.Member, error) {
+func (s *service) RemoveMember(_ context.Context, id uint64) ([]*pb.Member, error) {
+	if err := s.known(id); err != nil {
+		return nil, err
+	}
+	return nil, rpctypes.ErrMemberNotEnoughStarted // it is the last one
+}
+
+func (s *service) UpdateMember(_ context.Context, id uint64, _ []string) ([]*pb.Member, error) {
+	if err := s.known(id); err != nil {
+		return nil, err
+	}
 	return nil, errMembership
 }
 
-func (s *service) UpdateMember(context.Context, uint64, []string) ([]*pb.Member, error) {
-	return nil, errMembership
+func (s *service) PromoteMember(_ context.Context, id uint64) ([]*pb.Member, error) {
+	if err := s.known(id); err != nil {
+		return nil, err
+	}
+	return nil, rpctypes.ErrMemberNotLearner // the only member votes
 }
 
-func (s *service) PromoteMember(context.Context, uint64) ([]*pb.Member, error) {
-	return nil, errMembership
+func (s *service) known(id uint64) error {
+	if _, ok := s.machine.Members.Get(id); !ok {
+		return rpctypes.ErrMemberNotFound
+	}
+	return nil
 }

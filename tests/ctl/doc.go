@@ -3,5 +3,6 @@
 // two servers cannot have in common (ids, sizes, durations, addresses) is replaced by names before comparing.
 //
 // The transcripts hold every command that applies to a single member. Left out are check perf and check
-// datascale, which measure for a minute and print only measurements, and completion, which asks no server.
+// datascale, which measure for a minute and print only measurements, completion, which asks no server, and what
+// docs/design.md lists as deliberate differences: downgrades to an older version.
 package ctl
