@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -165,7 +166,7 @@ func (s *shell) directive(t *testing.T, d *datadriven.TestData) string {
 	case "stop":
 		delete(s.background, name)
 		p.interrupt()
-		return s.names.replace(p.finish(t))
+		return interruptedCall.ReplaceAllString(s.names.replace(p.finish(t)), "")
 	case "finish":
 		delete(s.background, name)
 		return s.names.replace(p.finish(t))
@@ -173,6 +174,9 @@ func (s *shell) directive(t *testing.T, d *datadriven.TestData) string {
 	d.Fatalf(t, "unknown directive %q", d.Cmd)
 	return ""
 }
+
+// interruptedCall is what etcdctl logs if the interrupt meets it in the middle of a request, which is chance.
+var interruptedCall = regexp.MustCompile(`(?m)^.*retrying of unary invoker failed\n`)
 
 // decode prints a message in an order and spacing that do not change.
 func decode(t *testing.T, name string, data []byte) string {
