@@ -248,6 +248,10 @@ func TestStaleViewIsReloaded(t *testing.T) {
 			t.Errorf("%v on a stale view: %v, %v", r, resp, err)
 		}
 	}
+	if stale.hold() {
+		t.Error("a snapshot was taken for a view that compaction had passed")
+		stale.release()
+	}
 	if resp := h.get("n", "o", 0); resp.Count != 10 || string(resp.Kvs[9].Value) != "2" {
 		t.Errorf("after reload: %v", resp)
 	}

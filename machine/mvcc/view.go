@@ -46,16 +46,23 @@ func (s *Store) latest() state {
 // however long it takes. The caller releases it.
 func (s *Store) pin() state {
 	for {
-		st := s.latest()
-		st.snap = s.eng.NewSnapshot()
-		// The compactor raises the floor before it deletes anything, and never
-		// above what is published. At or below our compacted revision, the
-		// snapshot has all that may be asked of it.
-		if s.floor.Load() <= st.compact {
+		if st := s.latest(); st.hold() {
 			return st
 		}
-		st.release()
 	}
+}
+
+// hold takes the snapshot from which st is read from then on. It reports false,
+// and takes none, if compaction has passed st.
+func (st *state) hold() bool {
+	st.snap = st.s.eng.NewSnapshot()
+	// The compactor raises the floor before it deletes anything. At or below
+	// our compacted revision, the snapshot has all that may be asked of it.
+	if st.s.floor.Load() <= st.compact {
+		return true
+	}
+	st.release()
+	return false
 }
 
 func (st *state) release() {
