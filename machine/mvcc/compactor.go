@@ -322,5 +322,6 @@ func (p *passStep) commit(last bool) error {
 		return err
 	}
 	s.freed.Store(freed)
+	s.counters.compacted.Add(uint64(p.deleted))
 	return nil
 }

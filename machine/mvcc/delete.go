@@ -59,6 +59,7 @@ func (s *Store) DeleteKeys(keys []string) int64 {
 
 // delete deletes a key that exists.
 func (s *Store) delete(it *item) {
+	s.counters.deletes.Add(1)
 	w := &s.w
 	rev, sub := w.rev+1, w.changes()
 	w.index.remove(it.key)

@@ -39,6 +39,7 @@ func (s *Store) checkPut(idx *root, r *pb.PutRequest) error {
 
 // put makes the next change of the command in progress, which was checked.
 func (s *Store) put(r *pb.PutRequest) *pb.PutResponse {
+	s.counters.puts.Add(1)
 	reply := new(putReply)
 	reply.resp.Header = &reply.header
 	value, leaseID := r.Value, r.Lease

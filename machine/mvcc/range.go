@@ -15,6 +15,7 @@ import (
 
 // Range reads a range of keys. The response's header has its revision only.
 func (s *Store) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	s.counters.ranges.Add(1)
 	for {
 		st := s.latest()
 		resp, err := st.read(ctx, r, true)

@@ -79,6 +79,7 @@ type Store struct {
 	freed   atomic.Int64
 
 	compactor *compactor
+	counters  counters
 }
 
 // Revision is the published revision. A store without writes has revision 1.

@@ -192,3 +192,25 @@ func (h *harness) checkSize() {
 		h.t.Fatalf("SizeInUse is %d, stored are %d bytes", got, want)
 	}
 }
+
+func TestStatsCountWhatWasDone(t *testing.T) {
+	h := newHarness(t)
+	for _, k := range []string{"a", "b", "a"} {
+		h.put(k, "")
+	}
+	h.apply(func() {
+		if _, err := h.s.DeleteRange(&pb.DeleteRangeRequest{Key: []byte("b")}); err != nil {
+			t.Fatal(err)
+		}
+		put := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("c")}}}
+		if _, err := h.s.Txn(&pb.TxnRequest{Success: []*pb.RequestOp{put}}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	h.compact(h.s.Revision())
+	h.get("a", "", 0)
+	want := Stats{Keys: 2, Puts: 4, Deletes: 1, Txns: 1, Ranges: 1, Compacted: 3} // a's first version, b and its deletion
+	if got := h.s.Stats(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}

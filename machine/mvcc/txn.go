@@ -36,6 +36,7 @@ func (s *Store) Txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if _, err := st.check(r, path); err != nil {
 		return nil, err
 	}
+	s.counters.txns.Add(1)
 	resp, _, err := s.execute(ctx, s.pending, r, path)
 	if err != nil {
 		fatal(err)
@@ -56,6 +57,7 @@ func (s *Store) ReadTxn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 	if _, err := st.check(r, path); err != nil {
 		return nil, err
 	}
+	s.counters.txns.Add(1)
 	resp, _, err := s.execute(ctx, func() state { return st }, r, path)
 	if err != nil {
 		return nil, err

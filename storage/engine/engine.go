@@ -29,8 +29,8 @@ var ErrNotFound = pebble.ErrNotFound
 
 // Defaults of Options.
 const (
-	DefaultCacheBytes    = 64 << 20
-	DefaultMemTableBytes = 32 << 20
+	DefaultCacheBytes    = 96 << 20
+	DefaultMemTableBytes = 16 << 20
 )
 
 // Options configures Open. Dir is required.
@@ -39,7 +39,8 @@ type Options struct {
 	// FS is the file system; nil is the disk.
 	FS     vfs.FS
 	Logger *zap.Logger
-	// CacheBytes bounds the block cache.
+	// CacheBytes bounds the block cache together with the memtables: Pebble
+	// reserves their memory in it. It must be several memtables and more.
 	CacheBytes int64
 	// MemTableBytes is the size at which a memtable is flushed. It bounds the
 	// part of the raft log that a restart replays.
