@@ -97,7 +97,10 @@ func write(ctx context.Context, path string, c *Contents) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(writeState(db, c), writeChanges(ctx, db, c)); err != nil {
+	if err := writeState(db, c); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	if err := writeChanges(ctx, db, c); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	if err := errors.Join(db.Sync(), db.Close()); err != nil {

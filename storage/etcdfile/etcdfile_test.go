@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/authpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
@@ -28,6 +29,23 @@ func TestNothingIsLeftOfAFileThatFailed(t *testing.T) {
 	})
 	if !errors.Is(err, broken) {
 		t.Fatalf("got %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the file is still there: %v", err)
+	}
+}
+
+// When the state cannot be written there are no buckets for the changes.
+func TestAStateThatCannotBeWrittenEndsTheWriting(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "snapshot")
+	err := Write(context.Background(), path, Contents{
+		Users: []*authpb.User{{Name: nil}}, // bbolt takes no empty key
+		Revisions: func(fn func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
+			return fn(2, 0, false, &mvccpb.KeyValue{Key: []byte("k")})
+		},
+	})
+	if err == nil {
+		t.Fatal("it was written")
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("the file is still there: %v", err)
