@@ -70,8 +70,8 @@ func (a *Alarms) apply(b *pebble.Batch, r *pb.AlarmRequest) (*pb.AlarmResponse, 
 	case pb.AlarmRequest_GET:
 		resp.Alarms = a.List(r.Alarm)
 	case pb.AlarmRequest_ACTIVATE:
-		if r.Alarm == pb.AlarmType_NONE {
-			break
+		if r.Alarm != pb.AlarmType_NOSPACE && r.Alarm != pb.AlarmType_CORRUPT {
+			break // a client can send any number; what it means is unknown here
 		}
 		resp.Alarms = []*pb.AlarmMember{subject}
 		if found {

@@ -21,6 +21,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -43,6 +44,11 @@ var (
 	keyApplied = []byte("m/applied") // index, term: 8 bytes each, big-endian
 	keyMembers = []byte("m/members") // JSON
 )
+
+// decoding decodes commands. What clients send is decoded with the default limit
+// of nesting and stands a level deeper in a command, so that limit must be
+// larger here: what is in the log cannot be refused any more.
+var decoding = proto.UnmarshalOptions{RecursionLimit: 2 * protowire.DefaultRecursionLimit}
 
 // Options configures Open.
 type Options struct {
@@ -199,7 +205,7 @@ func (m *Machine) Apply(entries []Entry) ([]Result, error) {
 // this binary does not understand the log.
 func (m *Machine) command(b *pebble.Batch, encoded []byte) (Result, error) {
 	r := &pb.InternalRaftRequest{}
-	if err := proto.Unmarshal(encoded, r); err != nil {
+	if err := decoding.Unmarshal(encoded, r); err != nil {
 		return Result{}, fmt.Errorf("undecodable command: %w", err)
 	}
 	if err := m.refuse(r); err != nil {

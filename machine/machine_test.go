@@ -81,11 +81,16 @@ func (h *harness) crash() {
 	}
 }
 
-func command(t testing.TB, r *pb.InternalRaftRequest) []byte {
+func encode(t testing.TB, m proto.Message) []byte {
 	t.Helper()
-	b, err := proto.Marshal(r)
+	b, err := proto.Marshal(m)
 	must(t, err)
 	return b
+}
+
+func command(t testing.TB, r *pb.InternalRaftRequest) []byte {
+	t.Helper()
+	return encode(t, r)
 }
 
 // apply applies one entry with the commands.
@@ -256,6 +261,41 @@ func TestAlarmsForbidWhatEtcdForbids(t *testing.T) {
 	if err := h.apply(put("a", "1", 0))[0].Err; err != nil {
 		t.Errorf("after disarming: %v", err)
 	}
+}
+
+// A client can send any number as the type of an alarm. It must not be kept: a
+// record of it could not be told from damage.
+func TestAlarmsOfUnknownTypesAreNotRaised(t *testing.T) {
+	h := newHarness(t)
+	for _, unknown := range []pb.AlarmType{-1, 3, 44, 256 + pb.AlarmType_CORRUPT} {
+		got := h.apply(alarm(pb.AlarmRequest_ACTIVATE, 5, unknown))[0].Response.(*pb.AlarmResponse).Alarms
+		if len(got) != 0 || len(h.Alarms.List(pb.AlarmType_NONE)) != 0 {
+			t.Errorf("alarm type %d was raised: %v", unknown, got)
+		}
+	}
+	h.crash()
+	must(t, h.StartFlush())
+	h.close()
+	h.openEngine() // with what was flushed at the end
+	h.open()
+	h.close()
+}
+
+// What a client's connection has decoded must be decodable in the log too,
+// where it stands one level deeper.
+func TestDeepestRequestIsACommand(t *testing.T) {
+	h := newHarness(t)
+	defer h.close()
+	r := &pb.TxnRequest{Compare: []*pb.Compare{{Key: []byte("k")}}} // makes the depth even
+	for proto.Unmarshal(encode(t, r), &pb.TxnRequest{}) == nil {
+		for range 100 {
+			r = &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestTxn{RequestTxn: r}}}}
+		}
+	}
+	for proto.Unmarshal(encode(t, r), &pb.TxnRequest{}) != nil {
+		r = r.Success[0].GetRequestTxn()
+	}
+	must(t, h.apply(&pb.InternalRaftRequest{Txn: r})[0].Err)
 }
 
 func TestUnknownCommandsStopTheMachine(t *testing.T) {
