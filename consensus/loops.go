@@ -84,13 +84,13 @@ func (n *Node) applyLoop() error {
 		case <-n.applies.wake:
 		}
 		work := n.applies.take()
-		if err := n.applyAll(work); err != nil {
-			return err
-		}
 		for _, w := range work {
 			if w.barrier != nil {
 				barriers = append(barriers, w.barrier)
 			}
+		}
+		if err := n.applyAll(work); err != nil {
+			return err
 		}
 		n.applies.recycle(work)
 		waiting := barriers[:0]
@@ -108,36 +108,26 @@ func (n *Node) applyLoop() error {
 	}
 }
 
+// applyAll applies the entries in work and answers their callers.
 func (n *Node) applyAll(work []applyWork) error {
-	var (
-		entries []machine.Entry
-		in      input
-	)
-	for _, w := range work {
-		if w.message == nil {
-			continue
-		}
-		for _, e := range w.message.Entries {
-			entry, err := decodeEntry(e)
-			if err != nil {
-				return err
-			}
-			entries = append(entries, entry)
-		}
-		in.messages = append(in.messages, w.message.Responses...)
-	}
-	if len(entries) == 0 {
+	entries, responses, err := collect(work)
+	if err == nil && len(entries) == 0 {
 		return nil
 	}
-	results, err := n.cfg.Machine.Apply(entries)
+	var results []machine.Result
+	if err == nil {
+		if results, err = n.cfg.Machine.Apply(entries); err != nil {
+			err = fmt.Errorf("consensus: apply entry %d: %w", entries[0].Index, err)
+		}
+	}
 	if err != nil {
 		for _, w := range work {
 			failCallers(w.callers)
 		}
-		return fmt.Errorf("consensus: apply entry %d: %w", entries[0].Index, err)
+		return err
 	}
 	n.applied.Store(entries[len(entries)-1].Index)
-	n.inbox.put(in)
+	n.inbox.put(input{messages: responses})
 	i := 0
 	for _, w := range work {
 		for _, callers := range w.callers {
@@ -153,6 +143,25 @@ func (n *Node) applyAll(work []applyWork) error {
 		}
 	}
 	return n.flushIfDue()
+}
+
+// collect returns the entries in work, and what raft is to be told when they
+// are applied.
+func collect(work []applyWork) (entries []machine.Entry, responses []*pb.Message, err error) {
+	for _, w := range work {
+		if w.message == nil {
+			continue
+		}
+		for _, e := range w.message.Entries {
+			entry, err := decodeEntry(e)
+			if err != nil {
+				return nil, nil, err
+			}
+			entries = append(entries, entry)
+		}
+		responses = append(responses, w.message.Responses...)
+	}
+	return entries, responses, nil
 }
 
 func failCallers(all [][]proposal) {

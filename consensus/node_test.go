@@ -3,6 +3,7 @@ package consensus
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -330,6 +332,85 @@ func TestFailedApplyStopsEverything(t *testing.T) {
 	if !errors.Is(n.Err(), m.broken) {
 		t.Fatalf("the node stopped because of %v", n.Err())
 	}
+	n.Close()
+	must(t, l.Close())
+}
+
+// brittle applies when the gate lets it, and breaks on the command "bad".
+type brittle struct {
+	*journal
+	gate chan struct{}
+}
+
+func (b brittle) Apply(entries []machine.Entry) ([]machine.Result, error) {
+	<-b.gate
+	for _, e := range entries {
+		for _, c := range e.Commands {
+			if string(c) == "bad" {
+				return nil, errors.New("engine is gone")
+			}
+		}
+	}
+	return b.journal.Apply(entries)
+}
+
+// Readers that came to the machine together with the entry that broke it are
+// told.
+func TestFailedApplyIsToldToReaders(t *testing.T) {
+	m, l := brittle{newJournal(), make(chan struct{}, 100)}, newLog(t, vfs.NewMem())
+	n := start(t, config(l, m))
+	m.gate <- struct{}{}
+	must(t, readIndex(n))
+	queued := func(want int) { // the apply goroutine is at the gate, and so much waits
+		t.Helper()
+		for n.Err() == nil {
+			n.applies.mu.Lock()
+			got := len(n.applies.items)
+			n.applies.mu.Unlock()
+			if got == want {
+				return
+			}
+			runtime.Gosched()
+		}
+	}
+	answers := make(chan error, 3)
+	for i, command := range []string{"good", "bad"} {
+		n.Propose([]byte(command), func(r machine.Result) { answers <- r.Err })
+		for n.Status().Commit < uint64(3+i) {
+			runtime.Gosched()
+		}
+		queued(i)
+	}
+	n.ReadIndex(func(err error) { answers <- err })
+	queued(2)
+	m.gate <- struct{}{}
+	must(t, <-answers)
+	m.gate <- struct{}{}
+	for range 2 {
+		if err := <-answers; !errors.Is(err, ErrStopped) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	n.Close()
+	must(t, l.Close())
+}
+
+// Callers of an entry that this binary cannot read are told.
+func TestUnreadableEntryIsToldToCallers(t *testing.T) {
+	m, l := newJournal(), newLog(t, vfs.NewMem())
+	n := start(t, config(l, m))
+	must(t, readIndex(n))
+	future := appendBatchHeader(nil, 1, 2)
+	future[0]++
+	answer := make(chan error, 1)
+	n.applies.put(applyWork{apply: apply{
+		message: &pb.Message{Entries: []*pb.Entry{{Data: future}}},
+		callers: [][]proposal{{{done: func(r machine.Result) { answer <- r.Err }}}},
+	}})
+	if err := <-answer; !errors.Is(err, ErrStopped) {
+		t.Fatalf("got %v", err)
+	}
+	<-n.Stopping()
 	n.Close()
 	must(t, l.Close())
 }
