@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/storage/wal"
 )
 
 // proposal is one command that waits to be replicated, or has been and waits
@@ -313,12 +314,41 @@ type raftLogger struct{ *zap.SugaredLogger }
 func (l raftLogger) Warning(v ...any)                 { l.Warn(v...) }
 func (l raftLogger) Warningf(format string, v ...any) { l.Warnf(format, v...) }
 
-func newRaft(cfg *Config, applied uint64) (*raft.RawNode, error) {
+// storage is the log as raft reads it. Raft panics when a read fails; guard makes
+// an error of that. Owned by the goroutine that owns the core.
+type storage struct {
+	*wal.Log
+	failed error // the read that failed
+}
+
+// Entries implements raft.Storage.
+func (s *storage) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
+	es, err := s.Log.Entries(lo, hi, maxSize)
+	if err != nil && !errors.Is(err, raft.ErrCompacted) && !errors.Is(err, raft.ErrUnavailable) {
+		s.failed = fmt.Errorf("consensus: read the log: %w", err)
+	}
+	return es, err
+}
+
+// guard runs f, which steps raft, and returns its error, or that of a read of
+// the log that made raft panic.
+func (s *storage) guard(f func() error) (err error) {
+	defer func() {
+		if s.failed == nil {
+			return // whatever else may panic is a defect
+		}
+		recover()
+		err = s.failed
+	}()
+	return f()
+}
+
+func newRaft(cfg *Config, log *storage, applied uint64) (*raft.RawNode, error) {
 	rn, err := raft.NewRawNode(&raft.Config{
 		ID:                        cfg.ID,
 		ElectionTick:              cfg.ElectionTicks,
 		HeartbeatTick:             1,
-		Storage:                   cfg.Log,
+		Storage:                   log,
 		Applied:                   applied,
 		AsyncStorageWrites:        true,
 		MaxSizePerMsg:             1 << 20,

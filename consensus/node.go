@@ -147,7 +147,8 @@ func Start(cfg Config) (*Node, error) {
 	if err := prepareLog(&cfg, applied); err != nil {
 		return nil, err
 	}
-	rn, err := newRaft(&cfg, applied)
+	log := &storage{Log: cfg.Log}
+	rn, err := newRaft(&cfg, log, applied)
 	if err != nil {
 		return nil, err
 	}
@@ -181,12 +182,13 @@ func Start(cfg Config) (*Node, error) {
 	n.status.Store(&Status{ID: cfg.ID, Applied: applied})
 	if len(cfg.Voters) == 1 && cfg.Voters[0] == cfg.ID {
 		// No one else can lead: do not wait for an election timeout.
-		if err := rn.Campaign(); err != nil {
+		if err := log.guard(rn.Campaign); err != nil {
 			return nil, fmt.Errorf("consensus: %w", err)
 		}
 	}
+	run := func() error { return log.guard(n.run) }
 	// Close or fail ends these; Close waits for them.
-	for name, loop := range map[string]func() error{"raft": n.run, "log": n.appendLoop, "apply": n.applyLoop, "trim": n.trimLoop} {
+	for name, loop := range map[string]func() error{"raft": run, "log": n.appendLoop, "apply": n.applyLoop, "trim": n.trimLoop} {
 		n.group.Go(func() {
 			pprof.Do(context.Background(), pprof.Labels("coterie", name), func(context.Context) {
 				if err := loop(); err != nil {

@@ -415,6 +415,51 @@ func TestUnreadableEntryIsToldToCallers(t *testing.T) {
 	must(t, l.Close())
 }
 
+// Raft panics when the log cannot be read, which must stop the member alone, not
+// the process.
+func TestUnreadableLogStopsTheMember(t *testing.T) {
+	var broken atomic.Bool
+	fs := vfs.NewMem()
+	m, l := newJournal(), newLog(t, fs)
+	cfg := config(l, m)
+	cfg.FlushEntries = 1 << 20
+	n := start(t, cfg)
+	for range 200 {
+		must(t, propose(n, fmt.Sprintf("%0200d", 0)).Err)
+	}
+	n.Close()
+	must(t, l.Close())
+	o := logOptions(errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if broken.Load() && op.Kind == errorfs.OpFileReadAt {
+			return syscall.EIO
+		}
+		return nil
+	})))
+	o.CacheBytes = 1 << 10
+	for range 2 { // to be replayed, and broken at first
+		broken.Store(!broken.Load())
+		l, err := wal.Open(o)
+		must(t, err)
+		again := m.crash()
+		n, err := Start(config(l, again))
+		if err == nil {
+			if err = readIndex(n); err != nil {
+				<-n.Stopping()
+				err = n.Err()
+			}
+			n.Close()
+		}
+		if broken.Load() {
+			if !errors.Is(err, syscall.EIO) {
+				t.Fatalf("got %v", err)
+			}
+		} else if must(t, err); len(again.list()) != 200 {
+			t.Fatalf("%d commands were replayed", len(again.list()))
+		}
+		must(t, l.Close())
+	}
+}
+
 // A disk that hangs must not make callers wait for ever, and their number is
 // bounded.
 func TestHangingDiskTimesOutAndBoundsTheQueue(t *testing.T) {
