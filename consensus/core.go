@@ -89,6 +89,7 @@ type core struct {
 	roundID uint64
 
 	failures []func()
+	failed   uint64 // proposals among the failures so far
 	lead     uint64
 	state    raft.StateType
 	settled  bool                               // this leader has an entry of its term committed
@@ -239,6 +240,7 @@ func (c *core) expireReaders(rs []read, now time.Time) []read {
 }
 
 func (c *core) failProposal(p proposal, err error) {
+	c.failed++
 	c.failures = append(c.failures, func() { p.done(machine.Result{Err: err}) })
 }
 

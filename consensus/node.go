@@ -118,7 +118,7 @@ type Node struct {
 	applied      atomic.Uint64
 	flushFrom    uint64        // Owned by apply: where the last flush was asked for.
 	cutTo        atomic.Uint64 // entries up to here may leave the log
-	failed       atomic.Uint64 // proposals that ended with an error of consensus
+	failed       atomic.Uint64 // see FailedProposals
 	status       atomic.Pointer[Status]
 	leaderMoved  chan struct{} // capacity 1
 
@@ -317,7 +317,8 @@ func (n *Node) Status() Status {
 	return s
 }
 
-// FailedProposals counts the proposals that ended without reaching the machine.
+// FailedProposals counts the proposals that were accepted and whose outcome was
+// not known in time.
 func (n *Node) FailedProposals() uint64 { return n.failed.Load() }
 
 // LeaderMoved receives when Status has another leader. It has one receiver.
@@ -444,7 +445,7 @@ func (n *Node) perform(out output) {
 		}
 		n.applies.put(applyWork{barrier: &b})
 	}
-	n.failed.Add(uint64(len(out.failures)))
+	n.failed.Store(n.core.failed)
 	for _, f := range out.failures {
 		f()
 	}

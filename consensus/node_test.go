@@ -499,6 +499,9 @@ func TestHangingDiskTimesOutAndBoundsTheQueue(t *testing.T) {
 	hang.Store(false)
 	close(gate)
 	must(t, propose(n, "later").Err)
+	if got := n.FailedProposals(); got != 4 {
+		t.Errorf("%d failed proposals were counted, not 4", got)
+	}
 	// What timed out was promised nothing: here it had reached the log.
 	if got := m.list(); got[0] != "stuck" || got[len(got)-1] != "later" {
 		t.Fatalf("applied %.100s", fmt.Sprint(got))
