@@ -41,10 +41,10 @@ type Node struct {
 	compactor *compactor.Compactor
 	front     *front
 
-	ctx       context.Context // of what runs in the background; ended by Close
-	cancel    context.CancelFunc
-	group     sync.WaitGroup // lead, compact, guard, and the publication of attributes
-	failEarly func(error)    // engine failures, until there is a consensus to stop
+	ctx      context.Context // of what runs in the background; ended by Close
+	cancel   context.CancelFunc
+	group    sync.WaitGroup // lead, guard, the compactor, and a defragmentation
+	failures failures       // of the engine
 
 	closeOnce sync.Once
 	closeErr  error
@@ -86,19 +86,42 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	return n, nil
 }
 
+// failures passes failures on to who can stop the member, once there is one.
+type failures struct {
+	mu    sync.Mutex
+	first error       // guarded by mu
+	to    func(error) // guarded by mu; nil until handTo
+}
+
+func (f *failures) report(err error) {
+	f.mu.Lock()
+	if f.first == nil {
+		f.first = err
+	}
+	to := f.to
+	f.mu.Unlock()
+	if to != nil {
+		to(err)
+	}
+}
+
+// handTo has failures given to a function, also one that has been.
+func (f *failures) handTo(to func(error)) {
+	f.mu.Lock()
+	f.to = to
+	first := f.first
+	f.mu.Unlock()
+	if first != nil {
+		to(first)
+	}
+}
+
 // openState opens the data directory and loads the machine.
 func (n *Node) openState() (err error) {
-	fatal := make(chan error, 1)
-	n.failEarly = func(err error) {
-		select {
-		case fatal <- err:
-		default:
-		}
-	}
 	n.data, err = openDataDir(&n.cfg, storageOptions{
 		logger: n.log,
 		wal:    wal.Options{Logger: n.log, NoSync: n.cfg.UnsafeNoFsync, OnSync: n.front.observeSync},
-		engine: engine.Options{Logger: n.log, OnFatal: func(err error) { n.failEarly(err) }},
+		engine: engine.Options{Logger: n.log, OnFatal: n.failures.report},
 	})
 	if err != nil {
 		return err
@@ -127,12 +150,7 @@ func (n *Node) openState() (err error) {
 	if err != nil {
 		return fmt.Errorf("load the state in %s: %w", filepath.Join(n.cfg.DataDir, engineDir), err)
 	}
-	select {
-	case err := <-fatal:
-		return err
-	default:
-		return nil
-	}
+	return nil
 }
 
 func (n *Node) startConsensus() (err error) {
@@ -152,7 +170,7 @@ func (n *Node) startConsensus() (err error) {
 	if err != nil {
 		return err
 	}
-	n.failEarly = n.consensus.Fail
+	n.failures.handTo(n.consensus.Fail)
 	n.lessor = lessor.New(n.machine.Leases, leaseProposer{n}, lessor.Options{Logger: n.log, Extend: n.cfg.ElectionTimeout})
 	policy, err := compactor.ParsePolicy(n.cfg.AutoCompactionMode, n.cfg.AutoCompactionRetention)
 	if err != nil {
@@ -177,7 +195,7 @@ func (n *Node) becomeReady(ctx context.Context) error {
 			return n.publishAttributes(ctx)
 		}
 		if !errors.Is(err, consensus.ErrTimeout) || ctx.Err() != nil {
-			return fmt.Errorf("wait for a leader: %w", err)
+			return errors.Join(fmt.Errorf("wait for a leader: %w", err), n.Err())
 		}
 	}
 }
@@ -195,17 +213,24 @@ func (n *Node) publishAttributes(ctx context.Context) error {
 }
 
 // lead follows leadership: the leader's lease clock counts, and the leader
-// compacts. Close ends it.
+// compacts. Close, or consensus when it stops, ends it.
 func (n *Node) lead() {
+	var again <-chan time.Time
 	for {
 		select {
 		case <-n.ctx.Done():
 			return
+		case <-n.consensus.Stopping():
+			return
 		case <-n.consensus.LeaderMoved():
+		case <-again:
 		}
+		again = nil
 		leading := n.consensus.Status().IsLeader
 		if leading && n.readIndex(n.ctx) != nil {
-			continue // lost it again, or stopping
+			// A disk that is slow for a while does not move the leader, so nothing else would make it try again.
+			again = time.After(n.cfg.ElectionTimeout)
+			continue
 		}
 		// The table now has every lease that earlier leaders granted.
 		if leading {

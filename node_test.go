@@ -8,13 +8,26 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/compactor"
+	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/lessor"
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/lease"
+	"github.com/coteriedb/coterie/storage/engine"
+	"github.com/coteriedb/coterie/storage/wal"
 )
 
 func must(t testing.TB, err error) {
@@ -165,6 +178,83 @@ func TestCloseEndsStreams(t *testing.T) {
 	}
 	cancel()
 	cli.Close()
+}
+
+// What fails before there is a consensus to stop is not forgotten.
+func TestEarlyFailuresAreHandedOn(t *testing.T) {
+	var f failures
+	early, late := errors.New("early"), errors.New("late")
+	f.report(early)
+	var got []error
+	f.handTo(func(err error) { got = append(got, err) })
+	f.report(late)
+	if !slices.Equal(got, []error{early, late}) {
+		t.Fatalf("got %v", got)
+	}
+}
+
+// idle is a machine for which nothing ever happens.
+type idle struct{ applied atomic.Uint64 }
+
+func (m *idle) Apply(entries []machine.Entry) ([]machine.Result, error) {
+	m.applied.Store(entries[len(entries)-1].Index)
+	return nil, nil
+}
+func (m *idle) Applied() uint64               { return m.applied.Load() }
+func (m *idle) DurableIndex() (uint64, error) { return 0, nil }
+func (m *idle) Flushed() <-chan struct{}      { return nil }
+func (m *idle) StartFlush() error             { return nil }
+
+// A leader whose disk hangs at first leads in full as soon as it can.
+func TestLeaderOnASlowDiskLeadsLater(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	gate := make(chan struct{})
+	var syncs atomic.Int64
+	disk := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSyncData && syncs.Add(1) == 2 {
+			<-gate // the first made it the leader, this one begins its term
+		}
+		return nil
+	}))
+	must(t, disk.MkdirAll("wal", 0o700))
+	log, err := wal.Create(wal.Options{Dir: "wal", FS: disk, MemberID: 5}, firstIndex, firstTerm)
+	must(t, err)
+	eng, err := engine.Open(engine.Options{Dir: "engine", FS: disk})
+	must(t, err)
+	leases, err := lease.Open(eng)
+	must(t, err)
+	m := &idle{}
+	m.applied.Store(firstIndex)
+	n := &Node{cfg: Config{ElectionTimeout: 10 * time.Millisecond}}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.lessor = lessor.New(leases, leaseProposer{n}, lessor.Options{})
+	n.compactor = compactor.New(compactor.Policy{}, compactionStore{n}, compactor.Options{})
+	n.consensus, err = consensus.Start(consensus.Config{
+		ID: 5, Log: log, Machine: m, Voters: []uint64{5}, Tick: time.Millisecond, ElectionTicks: 10,
+		RequestTimeout: 20 * time.Millisecond, FlushEntries: 100, KeepEntries: 100, Logger: zap.NewNop(),
+	})
+	must(t, err)
+	n.group.Go(n.lead)
+	for range 5 {
+		if err := n.readIndex(n.ctx); !errors.Is(err, consensus.ErrTimeout) {
+			t.Fatalf("a read while the disk hangs: %v", err)
+		}
+	}
+	close(gate)
+	for deadline := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
+		if _, _, err := n.lessor.TimeToLive(1); !errors.Is(err, lessor.ErrNotPrimary) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Error("the leader's lease clock does not run")
+			break
+		}
+	}
+	n.cancel()
+	n.lessor.Close()
+	n.group.Wait()
+	n.consensus.Close()
+	must(t, errors.Join(log.Close(), eng.Close()))
 }
 
 func TestDirectoryInUse(t *testing.T) {
