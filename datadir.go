@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
@@ -44,6 +45,16 @@ type identity struct {
 	ClusterID string `json:"clusterID"` // hexadecimal
 	MemberID  string `json:"memberID"`
 	Complete  bool   `json:"complete"`
+}
+
+func (id *identity) ids() (cluster, member uint64, err error) {
+	if cluster, err = strconv.ParseUint(id.ClusterID, 16, 64); err != nil {
+		return 0, 0, fmt.Errorf("%s is damaged: cluster id %q: %w", identityFile, id.ClusterID, err)
+	}
+	if member, err = strconv.ParseUint(id.MemberID, 16, 64); err != nil {
+		return 0, 0, fmt.Errorf("%s is damaged: member id %q: %w", identityFile, id.MemberID, err)
+	}
+	return cluster, member, nil
 }
 
 // dataDir is an open data directory: locked, of this member, with its log and
@@ -103,6 +114,9 @@ func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
 		id, err = bootstrap(cfg, o)
 	case !id.Complete:
 		o.logger.Info("the first start of this member was interrupted; making its data directory anew", zap.String("data-dir", cfg.DataDir))
+		if err := refuseOthersLog(id, o.wal); err != nil {
+			return nil, err
+		}
 		if err := cfg.checkBootstrap(); err != nil {
 			return nil, err
 		}
@@ -127,11 +141,8 @@ func (d *dataDir) lock(dir string) error {
 }
 
 func (d *dataDir) open(id *identity, o storageOptions) (err error) {
-	if d.clusterID, err = strconv.ParseUint(id.ClusterID, 16, 64); err != nil {
-		return fmt.Errorf("%s is damaged: cluster id %q: %w", identityFile, id.ClusterID, err)
-	}
-	if d.memberID, err = strconv.ParseUint(id.MemberID, 16, 64); err != nil {
-		return fmt.Errorf("%s is damaged: member id %q: %w", identityFile, id.MemberID, err)
+	if d.clusterID, d.memberID, err = id.ids(); err != nil {
+		return err
 	}
 	o.wal.ClusterID, o.wal.MemberID = d.clusterID, d.memberID
 	if d.log, err = wal.Open(o.wal); err != nil {
@@ -181,6 +192,37 @@ func refuseRemains(dir string, o storageOptions) error {
 		}
 	}
 	return nil
+}
+
+// refuseOthersLog recognises a log directory that is not of the interrupted
+// first start with the identity, which makes no entries: --wal-dir may have been
+// changed since, and what it holds is about to be removed.
+func refuseOthersLog(id *identity, o wal.Options) error {
+	others := fmt.Errorf("%s holds what is not of the interrupted first start of this member: check --wal-dir, or empty that directory", o.Dir)
+	entries, err := os.ReadDir(o.Dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if name := e.Name(); name != lockFile && filepath.Ext(strings.TrimSuffix(name, ".tmp")) != ".wal" {
+			return others
+		}
+	}
+	if found, err := wal.Exists(vfs.Default, o.Dir); err != nil || !found {
+		return err
+	}
+	if o.ClusterID, o.MemberID, err = id.ids(); err != nil {
+		return err
+	}
+	log, err := wal.Open(o)
+	if err != nil {
+		return errors.Join(others, err)
+	}
+	last, err := log.LastIndex()
+	if last != firstIndex {
+		err = errors.Join(others, err)
+	}
+	return errors.Join(err, log.Close())
 }
 
 // readIdentity returns nil if there is none.
@@ -267,10 +309,11 @@ func bootstrap(cfg *Config, o storageOptions) (*identity, error) {
 }
 
 func makeDataDir(dir string, id *identity, members []machine.Member, o storageOptions) error {
-	if err := writeIdentity(dir, id); err != nil {
+	// An interrupted start goes first, while the identity that names its log is there.
+	if err := errors.Join(os.RemoveAll(o.engine.Dir), removeSegments(o.wal.Dir)); err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(o.engine.Dir), removeSegments(o.wal.Dir)); err != nil {
+	if err := writeIdentity(dir, id); err != nil {
 		return err
 	}
 	eng, err := engine.Open(o.engine)
@@ -280,8 +323,9 @@ func makeDataDir(dir string, id *identity, members []machine.Member, o storageOp
 	if err := errors.Join(machine.Bootstrap(eng, firstIndex, firstTerm, members), eng.Close()); err != nil {
 		return err
 	}
-	o.wal.ClusterID, _ = strconv.ParseUint(id.ClusterID, 16, 64) // formatted above
-	o.wal.MemberID, _ = strconv.ParseUint(id.MemberID, 16, 64)
+	if o.wal.ClusterID, o.wal.MemberID, err = id.ids(); err != nil {
+		return err
+	}
 	log, err := wal.Create(o.wal, firstIndex, firstTerm)
 	if err != nil {
 		return err
@@ -307,5 +351,5 @@ func removeSegments(dir string) error {
 			return err
 		}
 	}
-	return nil
+	return syncDir(dir)
 }

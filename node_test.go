@@ -384,22 +384,53 @@ func TestForeignDirectories(t *testing.T) {
 
 // The first start may end at any point; the next one makes the directory anew.
 func TestInterruptedFirstStart(t *testing.T) {
-	cfg := testConfig(t)
-	n := openNode(t, cfg)
-	_, err := n.Client().Put(context.Background(), "k", "v")
-	must(t, err)
-	must(t, n.Close())
-	path := filepath.Join(cfg.DataDir, identityFile)
-	b, err := os.ReadFile(path)
-	must(t, err)
-	must(t, os.WriteFile(path, []byte(strings.Replace(string(b), `"complete": true`, `"complete": false`, 1)), 0o600))
-	n = openNode(t, cfg)
-	got, err := n.Client().Get(context.Background(), "k")
-	must(t, err)
-	if len(got.Kvs) != 0 || got.Header.Revision != 1 {
-		t.Fatalf("an unfinished directory was used: %v", got)
+	ctx := context.Background()
+	interrupted := func(t *testing.T) Config {
+		cfg := testConfig(t)
+		resolved := cfg.resolved()
+		must(t, os.MkdirAll(filepath.Join(cfg.DataDir, walDir), 0o700))
+		id, err := bootstrap(&resolved, storageOptions{
+			logger: zap.NewNop(),
+			wal:    wal.Options{Dir: filepath.Join(cfg.DataDir, walDir)},
+			engine: engine.Options{Dir: filepath.Join(cfg.DataDir, engineDir)},
+		})
+		must(t, err)
+		id.Complete = false
+		must(t, writeIdentity(cfg.DataDir, id))
+		return cfg
 	}
+	for _, missing := range []string{"", walDir, engineDir} {
+		cfg := interrupted(t)
+		if missing != "" {
+			must(t, os.RemoveAll(filepath.Join(cfg.DataDir, missing)))
+		}
+		cfg.InitialClusterToken = "other" // it may have been a mistake in the configuration
+		n := openNode(t, cfg)
+		got, err := n.Client().Get(ctx, "k")
+		must(t, err)
+		if len(got.Kvs) != 0 || got.Header.Revision != 1 {
+			t.Fatalf("an unfinished directory was used: %v", got)
+		}
+		must(t, n.Close())
+	}
+
+	// What is found where the log is to be may be another's.
+	other := testConfig(t)
+	n := openNode(t, other)
+	_, err := n.Client().Put(ctx, "k", "v")
+	must(t, err)
 	must(t, n.Close())
+	files := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(files, "precious"), []byte("x"), 0o600))
+	for _, dir := range []string{filepath.Join(other.DataDir, walDir), files} {
+		before := tree(t, dir)
+		cfg := interrupted(t)
+		cfg.WALDir = dir
+		refused(t, cfg, "check --wal-dir")
+		if after := tree(t, dir); !slices.Equal(before, after) {
+			t.Fatalf("%s was changed", dir)
+		}
+	}
 }
 
 // The id of a member that is started without flags is the one that every etcd
