@@ -147,6 +147,10 @@ func Start(cfg Config) (*Node, error) {
 	if err := prepareLog(&cfg, applied); err != nil {
 		return nil, err
 	}
+	// Only now that they fit: what does not is refused as it is.
+	if err := cfg.Log.Settle(); err != nil {
+		return nil, err
+	}
 	log := &storage{Log: cfg.Log}
 	rn, err := newRaft(&cfg, log, applied)
 	if err != nil {

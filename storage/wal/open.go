@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -77,8 +78,8 @@ func newLog(o Options) *Log {
 	return l
 }
 
-// Open opens the log in o.Dir. It reads and checks all of it before it changes
-// anything; then it cuts the tail that a crash may have torn.
+// Open opens the log in o.Dir. It reads and checks all of it and changes nothing;
+// see Settle.
 func Open(o Options) (*Log, error) {
 	l := newLog(o)
 	names, err := segmentNames(l.o.FS, o.Dir)
@@ -88,41 +89,36 @@ func Open(o Options) (*Log, error) {
 	if len(names) == 0 {
 		return nil, fmt.Errorf("wal: %s holds no log", o.Dir)
 	}
-	var (
-		end  int64  // of the valid frames of the last segment
-		tail []byte // what follows them
-	)
 	for i, name := range names {
-		if end, tail, err = l.replay(name, i == len(names)-1); err != nil {
+		if err := l.replay(name, i == len(names)-1); err != nil {
 			return nil, err
 		}
 	}
-	if err := l.openTail(end, tail); err != nil {
-		return nil, err
+	if err := l.raiseMark(); err != nil {
+		return nil, errors.Join(err, l.tail.file.Close())
 	}
-	return l, l.removeTemporary()
+	return l, nil
 }
 
-// replay reads one segment into memory. It returns where its valid frames end
-// and what follows.
-func (l *Log) replay(name string, last bool) (end int64, tail []byte, err error) {
+// replay reads one segment into memory, and opens the last one for writing.
+func (l *Log) replay(name string, last bool) error {
 	path := l.o.FS.PathJoin(l.o.Dir, name)
 	sequence, _ := parseSegmentName(name)
 	b, err := readFile(l.o.FS, path)
 	if err != nil {
-		return 0, nil, fmt.Errorf("wal: %w", err)
+		return fmt.Errorf("wal: %w", err)
 	}
 	s, err := decodeHeader(&l.o, path, sequence, b)
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
 	if n := len(l.mu.segments); n > 0 {
 		before := l.mu.segments[n-1]
 		if before.sequence+1 != sequence {
-			return 0, nil, &DamageError{path, 0, fmt.Sprintf("the segment before it, %s, is missing", segmentName(sequence-1))}
+			return &DamageError{path, 0, fmt.Sprintf("the segment before it, %s, is missing", segmentName(sequence-1))}
 		}
 		if s.first != l.frame+1 {
-			return 0, nil, &DamageError{before.path, before.size.Load(), fmt.Sprintf("frames %d to %d are missing", l.frame+1, s.first-1)}
+			return &DamageError{before.path, before.size.Load(), fmt.Sprintf("frames %d to %d are missing", l.frame+1, s.first-1)}
 		}
 	} else {
 		l.frame = s.first - 1
@@ -130,30 +126,44 @@ func (l *Log) replay(name string, last bool) (end int64, tail []byte, err error)
 	first := len(l.mu.segments) == 0
 	l.mu.segments = append(l.mu.segments, s)
 
-	end = segmentHeaderLen
+	end, start := int64(segmentHeaderLen), int64(segmentHeaderLen) // of the last frame
 	for {
 		payload, n, err := parseFrame(b[end:], s.salt, l.frame+1)
 		if err != nil {
 			break
 		}
 		if err := l.replayFrame(s, first && l.frame+1 == s.first, payload, location{segment: s, offset: end, length: n}); err != nil {
-			return 0, nil, &DamageError{path, end, err.Error()}
+			return &DamageError{path, end, err.Error()}
 		}
 		l.frame++
-		end += int64(n)
+		start, end = end, end+int64(n)
 	}
 	if l.frame < s.first {
-		return 0, nil, &DamageError{path, segmentHeaderLen, "its first frame is not valid"}
+		return &DamageError{path, segmentHeaderLen, "its first frame is not valid"}
 	}
 	s.size.Store(end)
 	l.mu.size += end
-	tail = b[end:]
-	if last {
-		if at := findFrame(tail, s.salt, l.frame+1); at >= 0 {
-			return 0, nil, &DamageError{path, end, fmt.Sprintf("frame %d is not valid, but one written later is, at byte %d", l.frame+1, end+int64(at))}
-		}
+	if !last {
+		return nil
 	}
-	return end, tail, nil
+	tail := b[end:]
+	if at := findFrame(tail, s.salt, l.frame+1); at >= 0 {
+		return &DamageError{path, end, fmt.Sprintf("frame %d is not valid, but one written later is, at byte %d", l.frame+1, end+int64(at))}
+	}
+	f, err := l.o.FS.OpenReadWrite(s.path, writeCategory)
+	if err != nil {
+		return fmt.Errorf("wal: %w", err)
+	}
+	l.tail = &writer{segment: s, file: f, offset: end, zeroed: int64(len(b))}
+	l.remains = remains{offset: start, rewrite: slices.Clone(b[start:end]), torn: len(bytes.TrimRight(tail, "\x00"))}
+	return nil
+}
+
+// remains is what an opened log still has to do to its last segment.
+type remains struct {
+	offset  int64  // of the last frame
+	rewrite []byte // the last frame
+	torn    int    // bytes behind it that are not zeros
 }
 
 func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location) error {
@@ -170,6 +180,7 @@ func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location
 			l.mu.hardState = r.hardState
 		case r.entry != nil:
 			loc.term = r.entry.GetTerm()
+			l.lowerMark(r.entry)
 			if err := l.placeLocked(r.entry.GetIndex(), loc); err != nil {
 				return err
 			}
@@ -179,6 +190,29 @@ func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location
 		}
 		return nil
 	})
+}
+
+// lowerMark makes room for an entry at or below the mark of the first segment.
+// The log went further when the segment was begun; then entries that are gone
+// with the segments before were replaced by this one and those behind it.
+func (l *Log) lowerMark(e *pb.Entry) {
+	if e.GetIndex() <= l.mu.mark.index {
+		l.mu.mark = position{e.GetIndex() - 1, 0}
+		l.mu.entries = nil
+	}
+}
+
+// raiseMark undoes lowerMark when all is replayed.
+func (l *Log) raiseMark() error {
+	given := l.mu.segments[0].mark.index
+	if l.mu.mark.index >= given {
+		return nil
+	}
+	if last := l.lastIndexLocked(); last < given {
+		return &DamageError{l.tail.segment.path, l.tail.offset, fmt.Sprintf("the log ends with entry %d, but begins after entry %d", last, given)}
+	}
+	l.giveUpLocked(given)
+	return nil
 }
 
 // findFrame looks for a valid frame with a number above the one given, at any
@@ -195,33 +229,6 @@ func findFrame(b []byte, salt, above uint64) int {
 		}
 	}
 	return -1
-}
-
-// openTail opens the last segment for writing and overwrites a torn tail with
-// zeros.
-func (l *Log) openTail(end int64, tail []byte) error {
-	s := l.mu.segments[len(l.mu.segments)-1]
-	f, err := l.o.FS.OpenReadWrite(s.path, writeCategory)
-	if err != nil {
-		return fmt.Errorf("wal: %w", err)
-	}
-	l.tail = &writer{segment: s, file: f, offset: end, zeroed: end + int64(len(tail))}
-	torn := len(tail)
-	for torn > 0 && tail[torn-1] == 0 {
-		torn--
-	}
-	if torn == 0 {
-		return nil
-	}
-	l.o.Logger.Warn("wal: cutting the tail that a crash has torn",
-		zap.String("path", s.path), zap.Int64("offset", end), zap.Int("bytes", torn))
-	if _, err := f.WriteAt(make([]byte, torn), end); err != nil {
-		return errors.Join(fmt.Errorf("wal: cut the torn tail of %s: %w", s.path, err), f.Close())
-	}
-	if err := f.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("wal: cut the torn tail of %s: %w", s.path, err), f.Close())
-	}
-	return nil
 }
 
 // removeTemporary deletes segments that a crash left before they had a name.

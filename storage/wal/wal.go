@@ -3,11 +3,11 @@
 // write-ahead log.
 //
 // It promises that what Append has acknowledged survives a crash; that a torn
-// tail, which no one was told of, is cut when the log is opened; and that
+// tail, which no one was told of, is cut when an opened log is settled; and that
 // damage anywhere else refuses the start and changes nothing. After a failed
 // write or sync the log takes no more appends, since the state of the page
-// cache is then unknown: the caller stops and the next start reads what the
-// disk has.
+// cache is then unknown: the caller stops, and the next start writes again what
+// may be in that cache alone.
 //
 // It knows nothing of what the entries say. The format is described byte by
 // byte in docs/format-wal.md.
@@ -95,10 +95,11 @@ type Log struct {
 	o Options
 
 	// Owned by the appending goroutine.
-	tail  *writer
-	buf   []byte
-	err   error // the first failure; final
-	frame uint64
+	tail    *writer
+	buf     []byte
+	err     error // the first failure; final
+	frame   uint64
+	remains remains // what Settle has to do
 
 	mu struct {
 		sync.Mutex
@@ -289,6 +290,9 @@ func (l *Log) Append(hs *pb.HardState, entries []*pb.Entry) error {
 }
 
 func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
+	if err := l.settle(); err != nil {
+		return err
+	}
 	if l.tail.offset >= l.o.SegmentBytes {
 		if err := l.rotate(); err != nil {
 			return err
@@ -326,6 +330,43 @@ func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
 		l.mu.cache.add(e)
 	}
 	return nil
+}
+
+// Settle makes durable what Open has found: it cuts the tail that a crash has
+// torn, and writes the last frame again. That frame may have been read from a
+// page cache whose last sync was interrupted or has failed, and is then not on
+// disk, though no sync would fail any more. Until Settle, or the first Append, an
+// opened log is as it was: who finds that it does not fit can still refuse it.
+// It is called like Append.
+func (l *Log) Settle() error {
+	if l.err == nil {
+		if err := l.settle(); err != nil {
+			l.err = fmt.Errorf("wal: settle: %w", err)
+		}
+	}
+	return l.err
+}
+
+func (l *Log) settle() error {
+	r := l.remains
+	l.remains = remains{}
+	if r.rewrite == nil {
+		return nil
+	}
+	if r.torn > 0 {
+		l.o.Logger.Warn("wal: cutting the tail that a crash has torn",
+			zap.String("path", l.tail.segment.path), zap.Int64("offset", l.tail.offset), zap.Int("bytes", r.torn))
+	}
+	if _, err := l.tail.file.WriteAt(append(r.rewrite, make([]byte, r.torn)...), r.offset); err != nil {
+		return err
+	}
+	if err := l.tail.file.Sync(); err != nil {
+		return err
+	}
+	if err := l.removeTemporary(); err != nil {
+		return err
+	}
+	return syncDir(l.o.FS, l.o.Dir) // a crash may have come between the naming of the segment and this
 }
 
 // placeLocked notes where the entry with the index is, and forgets those that
@@ -399,10 +440,7 @@ func (l *Log) Compact(index uint64) error {
 		l.mu.Unlock()
 		return fmt.Errorf("wal: compact to %d, beyond the last entry %d", index, last)
 	}
-	n := index - l.mu.mark.index
-	l.mu.mark = position{index: index, term: l.mu.entries[n-1].term}
-	l.mu.entries = append([]location(nil), l.mu.entries[n:]...)
-	l.mu.cache.dropTo(index)
+	l.giveUpLocked(index)
 	// All entries of a segment are at or below the mark of the next.
 	var drop []*segment
 	for len(l.mu.segments) > 1 && l.mu.segments[1].mark.index <= index {
@@ -420,6 +458,14 @@ func (l *Log) Compact(index uint64) error {
 		return syncDir(l.o.FS, l.o.Dir)
 	}
 	return nil
+}
+
+// giveUpLocked forgets the entries up to index, which is in the log.
+func (l *Log) giveUpLocked(index uint64) {
+	n := index - l.mu.mark.index
+	l.mu.mark = position{index: index, term: l.mu.entries[n-1].term}
+	l.mu.entries = append([]location(nil), l.mu.entries[n:]...)
+	l.mu.cache.dropTo(index)
 }
 
 // Close releases the files. It does not sync: Append already has.

@@ -330,6 +330,151 @@ func TestDamageIsRefusedAndNothingChanged(t *testing.T) {
 	}
 }
 
+// A new leader's entries replace others that a segment before the one they are
+// written to holds. When that segment is gone the log must still open.
+func TestReplacedEntriesOutliveTheirSegments(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 0, 0)
+	must(t, err)
+	fill(t, l, 20)
+	before := l.tail.segment.sequence
+	for l.tail.segment.sequence == before {
+		fill(t, l, 1)
+	}
+	last, _ := l.LastIndex()
+	for i := range uint64(6) { // from two below the mark of the segment
+		must(t, l.Append(nil, []*pb.Entry{entry(last-3+i, 2, fmt.Sprintf("%d'", last-3+i))}))
+	}
+	must(t, l.Compact(last))
+	if len(l.mu.segments) != 1 {
+		t.Fatalf("%d segments are left", len(l.mu.segments))
+	}
+	must(t, l.Compact(l.mu.segments[0].mark.index))
+	must(t, l.Close())
+	l, err = Open(options(fs))
+	must(t, err)
+	mark := l.mu.segments[0].mark.index
+	if term, err := l.Term(mark); err != nil || term != 2 {
+		t.Fatalf("the term of the entry before the first is %d, %v", term, err)
+	}
+	must(t, l.Compact(last))
+	want := fmt.Sprintf("hs=0/0/0 mark=%d/2 %d/2=%d' %d/2=%d'", last, last+1, last+1, last+2, last+2)
+	if got := state(t, l); got != want {
+		t.Fatalf("got %s, want %s", got, want)
+	}
+	must(t, l.Close())
+}
+
+// Whether a torn tail is torn, or damage to what the engine has applied, is for
+// the caller to say: until Settle or the first Append nothing is changed.
+func TestOpenChangesNothing(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 0, 0)
+	must(t, err)
+	fill(t, l, 3)
+	must(t, l.Close())
+	name := segmentName(1)
+	damaged := readAll(t, fs, name)
+	damaged[l.tail.offset-frameAlign-1] ^= 1
+	writeAll(t, fs, name, damaged)
+	writeAll(t, fs, segmentName(2)+".tmp", []byte("half"))
+	for _, settle := range []bool{false, true} {
+		l, err := Open(options(fs))
+		must(t, err)
+		if last, _ := l.LastIndex(); last != 2 {
+			t.Fatalf("the log ends with entry %d", last)
+		}
+		if settle {
+			must(t, l.Settle())
+		}
+		must(t, l.Close())
+		_, err = fs.Stat(fs.PathJoin(dir, segmentName(2)+".tmp"))
+		if changed := !bytes.Equal(readAll(t, fs, name), damaged); changed != settle || (err != nil) != settle {
+			t.Fatalf("settled: %v; changed: %v, %v", settle, changed, err)
+		}
+	}
+}
+
+// forgetful is a file system whose page cache survives a failed sync, clean: the
+// writes since the last sync can be read, and no later sync writes them.
+type forgetful struct {
+	vfs.FS        // the page cache
+	disk   vfs.FS // what a power failure leaves
+	fail   *bool  // syncs
+}
+
+type forgetfulFile struct {
+	vfs.File
+	fs    forgetful
+	path  string
+	dirty []func(vfs.File) error
+}
+
+func (fs forgetful) OpenReadWrite(path string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	f, err := fs.FS.OpenReadWrite(path, c, o...)
+	return &forgetfulFile{File: f, fs: fs, path: path}, err
+}
+
+func (f *forgetfulFile) WriteAt(b []byte, at int64) (int, error) {
+	b = bytes.Clone(b)
+	f.dirty = append(f.dirty, func(d vfs.File) error { _, err := d.WriteAt(b, at); return err })
+	return f.File.WriteAt(b, at)
+}
+
+func (f *forgetfulFile) SyncData() error { return f.Sync() }
+
+func (f *forgetfulFile) Sync() error {
+	writes := f.dirty
+	f.dirty = nil
+	if *f.fs.fail {
+		return syscall.EIO
+	}
+	d, err := f.fs.disk.OpenReadWrite(f.path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	for _, write := range writes {
+		if err := write(d); err != nil {
+			return err
+		}
+	}
+	return d.Close()
+}
+
+// After a failed sync the next start may read the frame that was not synced from
+// the page cache. What it builds on that must not be lost with the power.
+func TestWhatAFailedSyncLeftIsWrittenAgain(t *testing.T) {
+	cache, disk, fail := newFS(t), newFS(t), false
+	l, err := Create(options(cache), 0, 0)
+	must(t, err)
+	must(t, l.Close())
+	writeAll(t, disk, segmentName(1), readAll(t, cache, segmentName(1)))
+	fs := forgetful{cache, disk, &fail}
+	l, err = Open(options(fs))
+	must(t, err)
+	fill(t, l, 2)
+	fail = true
+	if err := l.Append(nil, []*pb.Entry{entry(3, 1, "not synced")}); err == nil {
+		t.Fatal("a failed sync was not told")
+	}
+	must(t, l.Close())
+	fail = false
+	l, err = Open(options(fs))
+	must(t, err)
+	last, _ := l.LastIndex()
+	fill(t, l, 1) // on top of what was found
+	want := state(t, l)
+	must(t, l.Close())
+	l, err = Open(options(disk))
+	if err != nil {
+		t.Fatalf("entry %d was found, one was written on top of it, and then the power failed: %v", last, err)
+	}
+	if got := state(t, l); got != want {
+		t.Fatalf("got %s, want %s", got, want)
+	}
+	must(t, l.Close())
+}
+
 func TestForeignLogIsRefused(t *testing.T) {
 	fs := newFS(t)
 	l, err := Create(options(fs), 0, 0)
