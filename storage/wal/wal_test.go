@@ -216,7 +216,7 @@ func writeAll(t testing.TB, fs vfs.FS, name string, b []byte) {
 	t.Helper()
 	f, err := fs.Create(fs.PathJoin(dir, name), vfs.WriteCategoryUnspecified)
 	must(t, err)
-	_, err = f.Write(b)
+	_, err = f.Write(bytes.Clone(b)) // which a race build writes over
 	must(t, err)
 	must(t, f.Close())
 }
