@@ -168,8 +168,8 @@ type Config struct {
 	// empty or "*" means all (--host-whitelist). Default "*".
 	HostWhitelist []string
 
-	// UnsafeNoFsync leaves out every fsync (--unsafe-no-fsync). A crash of the machine then loses acknowledged
-	// writes. For tests.
+	// UnsafeNoFsync leaves out the fsync of every write to the raft log (--unsafe-no-fsync). A crash of the machine
+	// then loses acknowledged writes, and may leave a log that is refused. For tests.
 	UnsafeNoFsync bool
 
 	// Logger takes the member's log. Nil means none.

@@ -36,7 +36,7 @@ const (
 // Options configures Open. Dir is required.
 type Options struct {
 	Dir string
-	// FS is the file system; nil is the disk.
+	// FS is the file system; nil is the disk, whose slow operations are logged.
 	FS     vfs.FS
 	Logger *zap.Logger
 	// CacheBytes bounds the block cache together with the memtables: Pebble
@@ -70,8 +70,9 @@ type Engine struct {
 
 // Writes wait while the memtables that wait to be flushed hold so many times
 // the size of one, or level 0 has so many sublevels to be compacted. (Their
-// number says nothing: the first ones are small, and are flushed together.) Pebble has such limits too, but a wait inside it
-// does not end when the disk is broken for good; so its own are out of reach.
+// number says nothing: the first ones are small, and are flushed together.)
+// Pebble has such limits too, but a wait inside it does not end when the disk is
+// broken for good; so its own are out of reach.
 const (
 	maxMemTables   = 4
 	maxSublevels   = 24
@@ -87,9 +88,6 @@ func Open(o Options) (*Engine, error) {
 	}
 	if o.MemTableBytes == 0 {
 		o.MemTableBytes = DefaultMemTableBytes
-	}
-	if o.FS == nil {
-		o.FS = vfs.Default
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
