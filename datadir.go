@@ -92,7 +92,7 @@ func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
 		}
 	}()
 	for _, dir := range []string{cfg.DataDir, o.wal.Dir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := makeDir(dir); err != nil {
 			return nil, fmt.Errorf("make the data directory: %w", err)
 		}
 		if err := d.lock(dir); err != nil {
@@ -129,6 +129,18 @@ func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// makeDir makes a directory, if there is none, so that its name survives a
+// crash.
+func makeDir(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
 }
 
 func (d *dataDir) lock(dir string) error {

@@ -2,6 +2,7 @@ package coterie
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,13 +28,19 @@ type front struct {
 	cfg     *Config
 	metrics *api.Metrics
 
-	clients, probes, peers []rpc.Listener // sockets, bound and not yet served
+	clients, probes, peers []socket
 
 	api     *api.Server
 	servers []*rpc.Server // of clients, probes and peers, in the order they are stopped
 	conn    *grpc.ClientConn
 	client  *clientv3.Client
 	group   sync.WaitGroup // serving loops; end when the servers stop
+}
+
+// socket is a bound socket, not yet served.
+type socket struct {
+	rpc.Listener
+	secure bool // clients must speak TLS
 }
 
 // listen binds all sockets.
@@ -44,12 +51,13 @@ func listen(ctx context.Context, cfg *Config) (_ *front, err error) {
 			f.unbind()
 		}
 	}()
-	served := endpoints(slices.Concat(cfg.ListenClientURLs, cfg.ListenClientHTTPURLs, cfg.ListenMetricsURLs))
-	security, err := cfg.ClientTLS.serverConfig(cfg.DataDir, served, cfg.Logger)
-	if err != nil {
-		return nil, err
+	if cfg.ClientTLS.CertFile != "" {
+		// Certificates that were given are tried now, so that a mistake is told before anything is made.
+		if _, err := f.serverTLS(); err != nil {
+			return nil, err
+		}
 	}
-	bind := func(to *[]rpc.Listener, what string, protocols rpc.Protocols, urls []string) error {
+	bind := func(to *[]socket, what string, protocols rpc.Protocols, urls []string) error {
 		for _, raw := range slices.Compact(slices.Clone(urls)) {
 			u, err := url.Parse(raw)
 			if err != nil {
@@ -59,11 +67,7 @@ func listen(ctx context.Context, cfg *Config) (_ *front, err error) {
 			if err != nil {
 				return fmt.Errorf("listen for %s on %s: %w", what, raw, err)
 			}
-			bound := rpc.Listener{Listener: l, Protocols: protocols}
-			if rpc.Secure(*u) {
-				bound.TLS = security
-			}
-			*to = append(*to, bound)
+			*to = append(*to, socket{rpc.Listener{Listener: l, Protocols: protocols}, rpc.Secure(*u)})
 		}
 		return nil
 	}
@@ -77,6 +81,13 @@ func listen(ctx context.Context, cfg *Config) (_ *front, err error) {
 		bind(&f.probes, "metrics", rpc.HTTPOnly, cfg.ListenMetricsURLs),
 		bind(&f.peers, "peers", rpc.HTTPOnly, cfg.ListenPeerURLs),
 	)
+}
+
+// serverTLS loads what sockets are secured with. With auto-tls it makes a
+// certificate in the data directory, which must be this member's by then.
+func (f *front) serverTLS() (*tls.Config, error) {
+	served := endpoints(slices.Concat(f.cfg.ListenClientURLs, f.cfg.ListenClientHTTPURLs, f.cfg.ListenMetricsURLs))
+	return f.cfg.ClientTLS.serverConfig(f.cfg.DataDir, served, f.cfg.Logger)
 }
 
 // unbind closes the sockets that are not served.
@@ -94,6 +105,17 @@ func (f *front) observeCommit(d time.Duration) { f.metrics.EngineCommit.Observe(
 
 // serve starts to answer.
 func (f *front) serve(n *Node) error {
+	security, err := f.serverTLS()
+	if err != nil {
+		return err
+	}
+	for _, sockets := range [][]socket{f.clients, f.probes, f.peers} {
+		for i := range sockets {
+			if sockets[i].secure {
+				sockets[i].TLS = security
+			}
+		}
+	}
 	s := &service{Node: n}
 	f.metrics.Watch(sources(n))
 	f.api = api.New(api.Config{
@@ -111,7 +133,6 @@ func (f *front) serve(n *Node) error {
 	})
 	clients := f.server()
 	f.api.Register(clients)
-	var err error
 	if f.conn, err = clients.Dial(); err != nil {
 		return err
 	}
@@ -157,12 +178,12 @@ func (f *front) server() *rpc.Server {
 	return s
 }
 
-func (f *front) start(n *Node, s *rpc.Server, http http.Handler, listeners []rpc.Listener) {
+func (f *front) start(n *Node, s *rpc.Server, http http.Handler, sockets []socket) {
 	s.Handle(http)
 	s.Start()
-	for _, l := range listeners {
+	for _, l := range sockets {
 		f.group.Go(func() {
-			if err := s.Serve(l); err != nil {
+			if err := s.Serve(l.Listener); err != nil {
 				n.consensus.Fail(err)
 			}
 		})

@@ -2,6 +2,7 @@ package coterie
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -283,6 +284,33 @@ func TestPortInUseLeavesNoDirectory(t *testing.T) {
 	if _, err := os.Stat(second.DataDir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a data directory was made: %v", err)
 	}
+	must(t, n.Close())
+}
+
+// The certificate of auto-tls is made in the data directory, and only when that
+// is known to be this member's.
+func TestAutoTLS(t *testing.T) {
+	secured := func(cfg *Config) {
+		cfg.ListenClientURLs = []string{"https://127.0.0.1:0"}
+		cfg.ClientTLS.Auto = true
+	}
+	cfg := testConfig(t)
+	secured(&cfg)
+	must(t, os.MkdirAll(filepath.Join(cfg.DataDir, "member", "snap"), 0o700))
+	refused(t, cfg, "a data directory of etcd")
+
+	cfg = testConfig(t)
+	secured(&cfg)
+	n := openNode(t, cfg)
+	cli, err := clientv3.New(clientv3.Config{
+		Endpoints:   []string{"https://" + n.ClientAddrs()[0].String()},
+		DialTimeout: 10 * time.Second,
+		TLS:         &tls.Config{InsecureSkipVerify: true}, // it signs itself
+	})
+	must(t, err)
+	_, err = cli.Put(context.Background(), "k", "v")
+	must(t, err)
+	must(t, cli.Close())
 	must(t, n.Close())
 }
 
