@@ -160,6 +160,7 @@ func (d *dataDir) open(id *identity, o storageOptions) (err error) {
 	if d.log, err = wal.Open(o.wal); err != nil {
 		return err
 	}
+	o.engine.MustExist = true
 	if d.engine, err = engine.Open(o.engine); err != nil {
 		return fmt.Errorf("%w: restore this member from a snapshot, or remove its data directory and let it join again, if a file is damaged", err)
 	}

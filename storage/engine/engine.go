@@ -36,6 +36,10 @@ const (
 // Options configures Open. Dir is required.
 type Options struct {
 	Dir string
+	// MustExist makes Open refuse a directory that holds no store. Without it Open
+	// makes a new store there, and Pebble removes what it does not know of: all the
+	// tables of a store whose marker of the manifest is lost.
+	MustExist bool
 	// FS is the file system; nil is the disk, whose slow operations are logged.
 	FS     vfs.FS
 	Logger *zap.Logger
@@ -104,6 +108,7 @@ func Open(o Options) (*Engine, error) {
 		FS:                          o.FS,
 		Cache:                       e.cache,
 		DisableWAL:                  true,
+		ErrorIfNotExists:            o.MustExist,
 		MemTableSize:                o.MemTableBytes,
 		MemTableStopWritesThreshold: outOfReach,
 		L0CompactionThreshold:       4,

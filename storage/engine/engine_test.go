@@ -90,6 +90,45 @@ func TestIterWithBatchLaysTheBatchOver(t *testing.T) {
 	must(t, e.Close())
 }
 
+// A store whose marker of the manifest is lost looks to Pebble as if there were
+// none. Making a new one in its place would remove its tables.
+func TestMustExistKeepsWhatIsThere(t *testing.T) {
+	fs := vfs.NewMem()
+	e := open(t, Options{FS: fs})
+	set(t, e, "a", "1")
+	must(t, e.Flush())
+	<-e.Flushed()
+	must(t, e.Close())
+	names, err := fs.List("engine")
+	must(t, err)
+	tables := 0
+	for _, name := range names {
+		if strings.HasPrefix(name, "marker.manifest.") {
+			must(t, fs.Remove(fs.PathJoin("engine", name)))
+		}
+		if strings.HasSuffix(name, ".sst") {
+			tables++
+		}
+	}
+	if tables == 0 {
+		t.Fatal("no table was written")
+	}
+	if e, err := Open(Options{Dir: "engine", FS: fs, MustExist: true}); err == nil {
+		must(t, e.Close())
+		t.Fatal("a store without a manifest was opened")
+	}
+	names, err = fs.List("engine")
+	must(t, err)
+	for _, name := range names {
+		if strings.HasSuffix(name, ".sst") {
+			tables--
+		}
+	}
+	if tables != 0 {
+		t.Fatalf("tables removed; left are %v", names)
+	}
+}
+
 func TestDirectoryIsLocked(t *testing.T) {
 	dir := t.TempDir()
 	e, err := Open(Options{Dir: dir})
