@@ -146,7 +146,7 @@ func makeDir(dir string) error {
 func (d *dataDir) lock(dir string) error {
 	l, err := vfs.Default.Lock(filepath.Join(dir, lockFile))
 	if err != nil {
-		return fmt.Errorf("%s is in use by another process, or cannot be locked: %w; stop that process or choose another --data-dir", dir, err)
+		return fmt.Errorf("%s is in use by another process, or cannot be locked: %w; stop that process, or choose another directory", dir, err)
 	}
 	d.locks = append(d.locks, l)
 	return nil
@@ -160,11 +160,29 @@ func (d *dataDir) open(id *identity, o storageOptions) (err error) {
 	if d.log, err = wal.Open(o.wal); err != nil {
 		return err
 	}
-	o.engine.MustExist = true
+	// Nothing is changed before what is there has been judged; see makeWritable.
+	o.engine.MustExist, o.engine.ReadOnly = true, true
 	if d.engine, err = engine.Open(o.engine); err != nil {
-		return fmt.Errorf("%w: restore this member from a snapshot, or remove its data directory and let it join again, if a file is damaged", err)
+		return engineAdvice(err)
 	}
 	return nil
+}
+
+// makeWritable ends the time in which opening changes nothing. It is called
+// when all of the state has been loaded from the engine and fits the log.
+func (d *dataDir) makeWritable(cfg *Config) error {
+	if err := d.engine.MakeWritable(); err != nil {
+		return engineAdvice(err)
+	}
+	return removeSnapshots(cfg.DataDir)
+}
+
+// engineAdvice adds what to do to an error about the engine's files.
+func engineAdvice(err error) error {
+	if strings.Contains(err.Error(), "format major version") {
+		return fmt.Errorf("%w: start it with a newer version of Coterie", err)
+	}
+	return fmt.Errorf("%w: if a file is damaged or missing, restore this member from a snapshot, or remove its data directory and let it join again", err)
 }
 
 // close releases what is open, the locks last.
@@ -250,7 +268,7 @@ func readIdentity(dir string) (*identity, error) {
 	}
 	var id identity
 	if err := json.Unmarshal(b, &id); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w", path, err)
+		return nil, fmt.Errorf("%s is damaged: %w: bring it back from a copy, or restore this member from a snapshot", path, err)
 	}
 	if id.Format > dataFormat {
 		return nil, fmt.Errorf("%s has data format %d, this binary reads up to %d: start it with a newer version of Coterie", dir, id.Format, dataFormat)

@@ -126,9 +126,6 @@ func (n *Node) openState() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := removeSnapshots(n.cfg.DataDir); err != nil {
-		return err
-	}
 	n.machine, err = machine.Open(machine.Options{
 		Engine: n.data.engine,
 		KV: mvcc.Options{
@@ -148,9 +145,13 @@ func (n *Node) openState() (err error) {
 		Logger:    n.log,
 	})
 	if err != nil {
-		return fmt.Errorf("load the state in %s: %w", filepath.Join(n.cfg.DataDir, engineDir), err)
+		return engineAdvice(fmt.Errorf("load the state in %s: %w", filepath.Join(n.cfg.DataDir, engineDir), err))
 	}
-	return nil
+	// All has been read and fits together. Up to here nothing was changed.
+	if err := consensus.CheckLog(n.data.log, n.machine.Applied()); err != nil {
+		return err
+	}
+	return n.data.makeWritable(&n.cfg)
 }
 
 func (n *Node) startConsensus() (err error) {
@@ -295,7 +296,7 @@ func (n *Node) Close() error {
 		var errs []error
 		if n.machine != nil {
 			n.machine.Close()
-			if n.Err() == nil {
+			if n.consensus != nil && n.Err() == nil {
 				errs = append(errs, n.data.engine.Flush())
 			}
 		}

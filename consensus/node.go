@@ -210,18 +210,19 @@ func Start(cfg Config) (*Node, error) {
 	return n, nil
 }
 
-// prepareLog checks that the log and the machine's state belong together and
-// gives raft what the log does not store.
-func prepareLog(cfg *Config, applied uint64) error {
-	hs, _, err := cfg.Log.InitialState()
+// CheckLog reports why a log and a machine that has applied so far do not
+// belong together. Start checks it too; it can be checked before anything is
+// changed.
+func CheckLog(log *wal.Log, applied uint64) error {
+	hs, _, err := log.InitialState()
 	if err != nil {
 		return err
 	}
-	first, err := cfg.Log.FirstIndex()
+	first, err := log.FirstIndex()
 	if err != nil {
 		return err
 	}
-	last, err := cfg.Log.LastIndex()
+	last, err := log.LastIndex()
 	if err != nil {
 		return err
 	}
@@ -237,7 +238,19 @@ func prepareLog(cfg *Config, applied uint64) error {
 		return fmt.Errorf("consensus: entry %d was committed, but the log ends with entry %d: "+
 			"the log has lost entries; restore this member from a snapshot, or remove its data directory and let it join again", hs.GetCommit(), last)
 	}
+	return nil
+}
+
+// prepareLog gives raft what the log does not store.
+func prepareLog(cfg *Config, applied uint64) error {
+	if err := CheckLog(cfg.Log, applied); err != nil {
+		return err
+	}
 	cfg.Log.SetConfState(&pb.ConfState{Voters: cfg.Voters})
+	hs, _, err := cfg.Log.InitialState()
+	if err != nil {
+		return err
+	}
 	// The commit index on disk may be behind, since it moves without a sync of
 	// its own; what the engine has applied was committed.
 	if hs.GetCommit() < applied {

@@ -89,6 +89,9 @@ type Machine struct {
 func Bootstrap(eng *engine.Engine, index, term uint64, members []Member) error {
 	b := eng.NewBatch()
 	defer b.Close()
+	if err := mvcc.MarkFormat(b); err != nil {
+		return err
+	}
 	if err := setMembers(b, members); err != nil {
 		return err
 	}

@@ -73,9 +73,11 @@ func (c *peeked) isHTTP2() (bool, error) {
 	return string(c.head) == preface, err
 }
 
+// handshakeRecord is the first byte of a client that speaks TLS.
+const handshakeRecord = 0x16
+
 // isTLS tells whether the client opens with a TLS handshake record.
 func (c *peeked) isTLS() (bool, error) {
-	const handshakeRecord = 0x16
 	if err := c.peek(1, preface); err != nil {
 		return false, err
 	}

@@ -381,6 +381,9 @@ func (s *Server) classifyPlain(c *peeked, l Listener) (*handoff, net.Conn, error
 	if h2 {
 		return s.grpcConns, c, nil
 	}
+	if c.head[0] == handshakeRecord {
+		return nil, nil, errors.New("TLS on a port without") // it would wait for an answer in TLS
+	}
 	return s.httpConns, c, nil
 }
 

@@ -336,6 +336,24 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
+// A client that speaks TLS to a port without it is hung up on, rather than left waiting for an answer in TLS.
+func TestTLSToAPortWithout(t *testing.T) {
+	f := newFixture(t, Options{HandshakeTimeout: time.Hour, ReadHeaderTimeout: time.Hour})
+	c, err := net.Dial("tcp", f.listen(t, Listener{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	err = tls.Client(c, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	var ne net.Error
+	if err == nil || errors.As(err, &ne) && ne.Timeout() {
+		t.Fatalf("the handshake ended with %v", err)
+	}
+}
+
 func TestOtherConnectionsSurviveGarbage(t *testing.T) {
 	f := newFixture(t, Options{})
 	addr := f.listen(t, Listener{})

@@ -159,10 +159,11 @@ func printBanner(w io.Writer, c coterie.Config) {
 	fmt.Fprintf(w, `Coterie %s, etcd API %s, member %q
   data     %s
   clients  %s
+  peers    %s
   try      %s put greeting hello
            %s get greeting
   stop     Ctrl-C
-`, coterie.Version, version.Version, c.Name, dir, strings.Join(c.ListenClientURLs, ", "), ctl, ctl)
+`, coterie.Version, version.Version, c.Name, dir, strings.Join(c.ListenClientURLs, ", "), strings.Join(c.ListenPeerURLs, ", "), ctl, ctl)
 }
 
 // completeFlags lists the flags for shells.

@@ -92,6 +92,11 @@ func (c *compactor) close() {
 // run is the goroutine: started by Open, ended by close.
 func (c *compactor) run() {
 	defer close(c.stopped)
+	select {
+	case <-c.s.eng.Writable():
+	case <-c.stop:
+		return
+	}
 	for {
 		c.mu.Lock()
 		from, to := c.finished, c.target

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/storage/engine"
@@ -59,6 +60,10 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 	return s, nil
 }
 
+// MarkFormat adds to b, the first batch of an engine, the version of what Open
+// will find there.
+func MarkFormat(b *pebble.Batch) error { return b.Set(metaFormat, []byte{formatVersion}, nil) }
+
 // checkFormat refuses data of another version, and marks an empty engine.
 func (s *Store) checkFormat() error {
 	v, err := s.eng.Get(metaFormat, nil)
@@ -71,7 +76,7 @@ func (s *Store) checkFormat() error {
 		return err
 	}
 	b := s.eng.NewBatch()
-	if err := b.Set(metaFormat, []byte{formatVersion}, nil); err != nil {
+	if err := MarkFormat(b); err != nil {
 		return errors.Join(err, b.Close())
 	}
 	return errors.Join(s.eng.Commit(b), b.Close())

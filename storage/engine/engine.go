@@ -43,6 +43,9 @@ type Options struct {
 	// FS is the file system; nil is the disk, whose slow operations are logged.
 	FS     vfs.FS
 	Logger *zap.Logger
+	// ReadOnly opens without changing anything on disk, until MakeWritable: so
+	// that what is there can be judged before it is touched.
+	ReadOnly bool
 	// CacheBytes bounds the block cache together with the memtables: Pebble
 	// reserves their memory in it. It must be several memtables and more.
 	CacheBytes int64
@@ -57,7 +60,8 @@ type Options struct {
 
 // Engine is an open store. Its methods may be called from any goroutine.
 type Engine struct {
-	db    *pebble.DB
+	o     Options
+	db    *pebble.DB // replaced by MakeWritable
 	cache *pebble.Cache
 	// flushed is signalled after each flush; see Flushed.
 	flushed chan struct{}
@@ -66,6 +70,7 @@ type Engine struct {
 	// abandoned: Pebble has stopped in its tracks; nothing more is asked of it.
 	abandoned atomic.Bool
 	broken    chan struct{} // closed when failed is set
+	writable  chan struct{} // closed when db takes writes
 
 	memTableBytes int64
 	// unchecked counts bytes committed since backlog was last looked at.
@@ -97,40 +102,67 @@ func Open(o Options) (*Engine, error) {
 		o.Logger = zap.NewNop()
 	}
 	e := &Engine{
+		o:             o,
 		cache:         pebble.NewCache(o.CacheBytes),
 		flushed:       make(chan struct{}, 1),
 		room:          newEvent(),
 		broken:        make(chan struct{}),
+		writable:      make(chan struct{}),
 		memTableBytes: int64(o.MemTableBytes),
 	}
-	fatal := e.fail(o.OnFatal)
+	if err := e.openDB(o.ReadOnly); err != nil {
+		e.cache.Unref()
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *Engine) openDB(readOnly bool) (err error) {
+	fatal := e.fail(e.o.OnFatal)
 	opts := &pebble.Options{
-		FS:                          o.FS,
+		FS:                          e.o.FS,
 		Cache:                       e.cache,
+		ReadOnly:                    readOnly,
 		DisableWAL:                  true,
-		ErrorIfNotExists:            o.MustExist,
-		MemTableSize:                o.MemTableBytes,
+		ErrorIfNotExists:            e.o.MustExist,
+		MemTableSize:                e.o.MemTableBytes,
 		MemTableStopWritesThreshold: outOfReach,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       outOfReach,
 		FormatMajorVersion:          pebble.FormatNewest,
-		Logger: &logger{z: o.Logger, abandon: func(err error) {
+		Logger: &logger{z: e.o.Logger, abandon: func(err error) {
 			e.abandoned.Store(true)
 			fatal(err)
 		}},
-		EventListener: e.listener(o.Logger, fatal),
+		EventListener: e.listener(e.o.Logger, fatal),
 	}
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
-	db, err := pebble.Open(o.Dir, opts)
-	if err != nil {
-		e.cache.Unref()
-		return nil, fmt.Errorf("open engine in %s: %w", o.Dir, err)
+	if e.db, err = pebble.Open(e.o.Dir, opts); err != nil {
+		e.db = nil
+		return fmt.Errorf("open engine in %s: %w", e.o.Dir, err)
 	}
-	e.db = db
-	return e, nil
+	if !readOnly {
+		close(e.writable)
+	}
+	return nil
 }
+
+// MakeWritable ends the time in which an engine opened with ReadOnly changes
+// nothing on disk. Nothing of the engine may be in use meanwhile. After an
+// error the engine can only be closed.
+func (e *Engine) MakeWritable() error {
+	err := e.db.Close()
+	e.db = nil
+	if err != nil {
+		return fmt.Errorf("reopen engine in %s: %w", e.o.Dir, err)
+	}
+	return e.openDB(false)
+}
+
+// Writable is closed when the engine takes writes.
+func (e *Engine) Writable() <-chan struct{} { return e.writable }
 
 // fail returns the function that records the first fatal error, which Commit
 // and Flush return from then on, and passes every one to onFatal.
@@ -330,7 +362,10 @@ func (e *Engine) Close() error {
 	if e.abandoned.Load() {
 		return e.err()
 	}
-	err := e.db.Close()
+	var err error
+	if e.db != nil {
+		err = e.db.Close()
+	}
 	e.cache.Unref()
 	return err
 }

@@ -129,6 +129,45 @@ func TestMustExistKeepsWhatIsThere(t *testing.T) {
 	}
 }
 
+func TestReadOnlyUntilMadeWritable(t *testing.T) {
+	fs := vfs.NewMem()
+	e := open(t, Options{FS: fs})
+	set(t, e, "a", "1")
+	must(t, e.Flush())
+	must(t, e.Close())
+	before, err := fs.List("engine")
+	must(t, err)
+
+	e = open(t, Options{FS: fs, ReadOnly: true})
+	if v, err := e.Get([]byte("a"), nil); err != nil || string(v) != "1" {
+		t.Fatalf("got %q, %v", v, err)
+	}
+	b := e.NewBatch()
+	must(t, b.Set([]byte("a"), []byte("2"), nil))
+	if err := e.Commit(b); err == nil {
+		t.Fatal("a write was taken")
+	}
+	must(t, b.Close())
+	select {
+	case <-e.Writable():
+		t.Fatal("it says that it is writable")
+	default:
+	}
+	after, err := fs.List("engine")
+	must(t, err)
+	if fmt.Sprint(before) != fmt.Sprint(after) {
+		t.Fatalf("the files were %v and are %v", before, after)
+	}
+	must(t, e.MakeWritable())
+	<-e.Writable()
+	set(t, e, "a", "3")
+	must(t, e.Flush())
+	if v, err := e.DurableGet([]byte("a")); err != nil || string(v) != "3" {
+		t.Fatalf("got %q, %v", v, err)
+	}
+	must(t, e.Close())
+}
+
 func TestDirectoryIsLocked(t *testing.T) {
 	dir := t.TempDir()
 	e, err := Open(Options{Dir: dir})

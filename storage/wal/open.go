@@ -87,7 +87,7 @@ func Open(o Options) (*Log, error) {
 		return nil, fmt.Errorf("wal: %w", err)
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("wal: %s holds no log", o.Dir)
+		return nil, fmt.Errorf("wal: %s holds no log: check --wal-dir and --data-dir; if the log is lost, restore this member from a snapshot", o.Dir)
 	}
 	for i, name := range names {
 		if err := l.replay(name, i == len(names)-1); err != nil {
