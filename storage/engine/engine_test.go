@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -155,7 +156,9 @@ func TestReadOnlyUntilMadeWritable(t *testing.T) {
 	}
 	after, err := fs.List("engine")
 	must(t, err)
-	if fmt.Sprint(before) != fmt.Sprint(after) {
+	slices.Sort(before)
+	slices.Sort(after)
+	if !slices.Equal(before, after) {
 		t.Fatalf("the files were %v and are %v", before, after)
 	}
 	must(t, e.MakeWritable())
