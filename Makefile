@@ -13,7 +13,7 @@ build: ## build bin/coterie
 	go build -o bin/coterie ./cmd/coterie
 
 test: ## run all tests
-	go test ./... && go -C tests test ./...
+	go test ./... && go -C tests test -count 1 ./...
 
 check: ## run what CI runs: formatting, vet, staticcheck, all tests
 	.ci/run

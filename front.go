@@ -270,6 +270,10 @@ func sources(n *Node) api.Sources {
 		SlowWatchers:     status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Lagging) }),
 		PendingEvents:    status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Pending) }),
 		Events:           status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Delivered) }),
+		LeasesGranted:    status(func(n *Node) float64 { return float64(n.machine.Stats().LeasesGranted) }),
+		LeasesRevoked:    status(func(n *Node) float64 { return float64(n.machine.Stats().LeasesRevoked) }),
+		SlowApply:        status(func(n *Node) float64 { return float64(n.machine.Stats().SlowApplies) }),
+		LogWrittenBytes:  status(func(n *Node) float64 { return float64(n.data.log.Written()) }),
 		LeasesRenewed:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Renewed) }),
 		LeasesExpired:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Expired) }),
 	}

@@ -81,6 +81,8 @@ type Machine struct {
 	applying sync.Mutex // held by Apply, and while a consistent copy is taken
 	applied  atomic.Uint64
 	term     atomic.Uint64
+
+	granted, revoked, slow atomic.Uint64
 }
 
 // Bootstrap writes the first state of a cluster with the given members into an
@@ -142,6 +144,14 @@ func (m *Machine) Close() {
 	m.KV.Close()
 }
 
+// Stats are figures for metrics, counted since Open.
+type Stats struct{ LeasesGranted, LeasesRevoked, SlowApplies uint64 }
+
+// Stats returns the current figures.
+func (m *Machine) Stats() Stats {
+	return Stats{LeasesGranted: m.granted.Load(), LeasesRevoked: m.revoked.Load(), SlowApplies: m.slow.Load()}
+}
+
 // Applied returns the index of the last entry applied.
 func (m *Machine) Applied() uint64 { return m.applied.Load() }
 
@@ -198,6 +208,7 @@ func (m *Machine) Apply(entries []Entry) ([]Result, error) {
 	m.term.Store(term)
 	m.Watch.Publish(m.KV.Publish())
 	if took := time.Since(start); m.warn > 0 && took > m.warn {
+		m.slow.Add(1)
 		m.logger.Warn("apply took long", zap.Duration("took", took), zap.Int("commands", len(results)),
 			zap.Duration("expected", m.warn), zap.Uint64("applied-index", index))
 	}
@@ -277,6 +288,7 @@ func (m *Machine) leaseGrant(b *pebble.Batch, r *pb.LeaseGrantRequest) Result {
 	if err := m.Leases.Grant(b, r.ID, r.TTL); err != nil {
 		return Result{Err: err}
 	}
+	m.granted.Add(1)
 	return Result{Response: &pb.LeaseGrantResponse{Header: m.header(), ID: r.ID, TTL: r.TTL}}
 }
 
@@ -288,6 +300,7 @@ func (m *Machine) leaseRevoke(b *pebble.Batch, r *pb.LeaseRevokeRequest) Result 
 	if len(keys) > 0 {
 		m.KV.DeleteKeys(keys)
 	}
+	m.revoked.Add(1)
 	return Result{Response: &pb.LeaseRevokeResponse{Header: m.header()}}
 }
 

@@ -201,6 +201,16 @@ func TestResultsStandWithTheirCommands(t *testing.T) {
 	}
 }
 
+func TestStatsCountLeases(t *testing.T) {
+	h := newHarness(t)
+	defer h.close()
+	h.apply(grant(7, 60), grant(7, 60), grant(8, 60))
+	h.apply(&pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: 7}}, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: 7}})
+	if got := h.Stats(); got != (Stats{LeasesGranted: 2, LeasesRevoked: 1}) {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestAlarmsForbidWhatEtcdForbids(t *testing.T) {
 	h := newHarness(t)
 	defer h.close()

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -100,6 +101,8 @@ type Log struct {
 	err     error // the first failure; final
 	frame   uint64
 	remains remains // what Settle has to do
+
+	written atomic.Uint64
 
 	mu struct {
 		sync.Mutex
@@ -268,6 +271,9 @@ func find(es []*pb.Entry, index uint64) *pb.Entry {
 	return nil
 }
 
+// Written returns the bytes that Append has written since the log was opened.
+func (l *Log) Written() uint64 { return l.written.Load() }
+
 // Size returns the bytes of log on disk that are in use.
 func (l *Log) Size() int64 {
 	l.mu.Lock()
@@ -317,6 +323,7 @@ func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
 	if err != nil {
 		return err
 	}
+	l.written.Add(uint64(n))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.size += int64(n)

@@ -8,6 +8,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // Etcd is real etcd in this process, its log discarded.
@@ -28,7 +29,7 @@ func StartEtcd(ctx context.Context, cfg Config) (*Etcd, error) {
 func (e *Etcd) start(ctx context.Context) error {
 	c := embed.NewConfig()
 	c.Dir = e.cfg.Dir
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(lastWords())
 	c.UnsafeNoFsync = e.cfg.UnsafeNoFsync
 	c.EnableGRPCGateway = false
 	if e.cfg.MaxTxnOps != 0 {
@@ -89,4 +90,11 @@ func (e *Etcd) Close() error {
 		e.server = nil
 	}
 	return nil
+}
+
+// lastWords is a logger that prints only what etcd says before it ends the process, behind a mark that .ci/run looks for.
+func lastWords() *zap.Logger {
+	c := zap.NewDevelopmentEncoderConfig()
+	encoder := zapcore.NewConsoleEncoder(c)
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), zapcore.DPanicLevel)).Named("the reference etcd ends the process")
 }
