@@ -26,19 +26,10 @@ var errMembership = status.Error(codes.Unimplemented, "coterie: changes of the m
 // being written; the next start removes it.
 const snapshotPattern = "snapshot-*.tmp"
 
-// sizeAge is how old the figure of the disk's use may be.
-const sizeAge = time.Second
-
 // service is the member as package api sees it.
 type service struct {
 	*Node
-	size       atomic.Pointer[diskSize]
 	compacting atomic.Bool // a defragmentation is under way
-}
-
-type diskSize struct {
-	at    time.Time
-	bytes int64
 }
 
 var _ api.Node = (*service)(nil)
@@ -50,17 +41,7 @@ func (s *service) Status() api.Status {
 	return api.Status{Leader: st.Leader, Term: st.Term, Committed: st.Commit, Applied: st.Applied}
 }
 
-// DBSize returns the use of the disk of at most a second ago: asking the
-// engine takes long for something that every write asks.
-func (s *service) DBSize() int64 {
-	now := time.Now()
-	if d := s.size.Load(); d != nil && now.Sub(d.at) < sizeAge {
-		return d.bytes
-	}
-	d := &diskSize{now, s.data.engine.DiskUsage()}
-	s.size.Store(d)
-	return d.bytes
-}
+func (s *service) DBSize() int64 { return s.data.engine.DiskUsage() }
 
 func (s *service) KV() api.KV                      { return s.machine.KV }
 func (s *service) NewWatchStream() api.WatchStream { return s.machine.Watch.NewStream() }

@@ -351,9 +351,6 @@ func (e *Engine) DiskUsage() int64 {
 	return int64(m.DiskSpaceUsage() + m.MemTable.Size)
 }
 
-// Metrics returns Pebble's own figures.
-func (e *Engine) Metrics() *pebble.Metrics { return e.db.Metrics() }
-
 // Close flushes nothing by itself beyond what Pebble has begun; what was not
 // flushed is replayed from the raft log at the next start. After a failure that
 // Pebble does not survive it returns that failure, and memory, files and the
