@@ -8,9 +8,12 @@ type Entry struct {
 	// Commands are the encoded InternalRaftRequests of the entry, in order;
 	// none for an entry that only moves the applied index.
 	Commands [][]byte
+	// Change is the change of the membership that the entry is, if it is one.
+	// Such an entry has no commands, and one result.
+	Change *Change
 }
 
-// Result is the outcome of one command: the response that the client gets, or
+// Result is the outcome of one command or change: the response that the client gets, or
 // the error. It is the same on every member.
 type Result struct {
 	Response proto.Message

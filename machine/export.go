@@ -54,8 +54,10 @@ func (m *Machine) contents(ctx context.Context) (etcdfile.Contents, *pebble.Snap
 	for _, l := range m.Leases.All() {
 		c.Leases = append(c.Leases, etcdfile.Lease{ID: l.ID, TTL: l.TTL, RemainingTTL: l.RemainingTTL})
 	}
-	for _, member := range m.Members.List() {
+	members := m.Members.now.Load()
+	for _, member := range members.list {
 		c.Members = append(c.Members, etcdfile.Member(member))
 	}
+	c.RemovedMembers = members.removed
 	return c, snapshot, nil
 }

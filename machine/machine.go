@@ -39,10 +39,11 @@ var (
 	ErrCorrupt = errors.New("machine: a member's state is damaged")
 )
 
-// Keys of the machine's own records in the engine; docs/format-machine.md.
+// Keys of the machine's own records in the engine; docs/format.md.
 var (
 	keyApplied = []byte("m/applied") // index, term: 8 bytes each, big-endian
 	keyMembers = []byte("m/members") // JSON
+	keyRemoved = []byte("m/removed") // JSON
 )
 
 // decoding decodes commands. What clients send is decoded with the default limit
@@ -94,7 +95,7 @@ func Bootstrap(eng *engine.Engine, index, term uint64, members []Member) error {
 	if err := mvcc.MarkFormat(b); err != nil {
 		return err
 	}
-	if err := setMembers(b, members); err != nil {
+	if err := (&membership{list: members}).store(b); err != nil {
 		return err
 	}
 	if err := setApplied(b, index, term); err != nil {
@@ -104,6 +105,13 @@ func Bootstrap(eng *engine.Engine, index, term uint64, members []Member) error {
 		return err
 	}
 	return eng.Flush()
+}
+
+// BootstrapJoiner writes into an empty engine the state of a member that joins
+// an existing cluster: nothing is applied yet, and the members are those that
+// it was told of. The cluster gives it a snapshot that replaces this state.
+func BootstrapJoiner(eng *engine.Engine, members []Member) error {
+	return Bootstrap(eng, 0, 0, members)
 }
 
 // Open loads the state that the engine holds.
@@ -171,7 +179,7 @@ func (m *Machine) Flushed() <-chan struct{} { return m.engine.Flushed() }
 func (m *Machine) StartFlush() error { return m.engine.StartFlush() }
 
 // Apply applies entries, which follow the last ones applied, and returns a
-// result for each command in order. What they change is visible, to readers
+// result for each command or change of members in order. What they change is visible, to readers
 // and watchers, when it returns; it is durable by the raft log. An error means
 // that the state on disk can no longer be trusted and the node must stop.
 func (m *Machine) Apply(entries []Entry) ([]Result, error) {
@@ -193,6 +201,9 @@ func (m *Machine) Apply(entries []Entry) ([]Result, error) {
 				return nil, fmt.Errorf("machine: entry %d: %w", e.Index, err)
 			}
 			results = append(results, r)
+		}
+		if e.Change != nil {
+			results = append(results, result(&pb.EmptyResponse{}, m.Members.apply(b, e.Change)))
 		}
 		index, term = e.Index, e.Term
 	}

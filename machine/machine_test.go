@@ -37,8 +37,10 @@ type harness struct {
 	log    []Entry
 }
 
+func newHarnessFS() *vfs.MemFS { return vfs.NewCrashableMem() }
+
 func newHarness(t testing.TB) *harness {
-	h := &harness{t: t, fs: vfs.NewCrashableMem()}
+	h := &harness{t: t, fs: newHarnessFS()}
 	h.openEngine()
 	must(t, Bootstrap(h.engine, 1, 1, []Member{{ID: 5, PeerURLs: []string{"http://a"}}, {ID: 6, PeerURLs: []string{"http://b"}, IsLearner: true}}))
 	h.open()
@@ -93,6 +95,22 @@ func command(t testing.TB, r *pb.InternalRaftRequest) []byte {
 	return encode(t, r)
 }
 
+// change applies one entry that changes the membership, as the log holds it.
+func (h *harness) change(kind ChangeKind, m Member) error {
+	h.t.Helper()
+	c, err := DecodeChange((&Change{Kind: kind, Member: m}).Encode())
+	must(h.t, err)
+	checked := h.Members.Check(c)
+	e := Entry{Index: h.Applied() + 1, Term: 2, Change: c}
+	h.log = append(h.log, e)
+	results, err := h.Apply([]Entry{e})
+	must(h.t, err)
+	if len(results) != 1 || results[0].Err != checked {
+		h.t.Fatalf("%s %x: results %v; checked before: %v", kind, m.ID, results, checked)
+	}
+	return results[0].Err
+}
+
 // apply applies one entry with the commands.
 func (h *harness) apply(rs ...*pb.InternalRaftRequest) []Result {
 	h.t.Helper()
@@ -128,8 +146,8 @@ func (h *harness) state() string {
 	must(h.t, err)
 	r, err := h.KV.Range(context.Background(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
 	must(h.t, err)
-	s := fmt.Sprintf("applied %d revision %d hash %08x keys %v members %v alarms %v size %d", h.Applied(), h.KV.Revision(), hash,
-		r.Kvs, h.Members.List(), h.Alarms.List(0), h.KV.SizeInUse())
+	s := fmt.Sprintf("applied %d revision %d hash %08x keys %v members %v removed %v alarms %v size %d", h.Applied(), h.KV.Revision(), hash,
+		r.Kvs, h.Members.List(), h.Members.now.Load().removed, h.Alarms.List(0), h.KV.SizeInUse())
 	for _, l := range h.Leases.All() {
 		s += fmt.Sprintf(" lease %d ttl %d remaining %d keys %v", l.ID, l.TTL, l.RemainingTTL, h.Leases.Keys(l.ID))
 	}

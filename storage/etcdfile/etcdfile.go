@@ -49,6 +49,7 @@ type Contents struct {
 	Leases                                  []Lease
 	Alarms                                  []*pb.AlarmMember
 	Members                                 []Member
+	RemovedMembers                          []uint64 // IDs
 	AuthEnabled                             bool
 	AuthRevision                            uint64
 	Users                                   []*authpb.User
@@ -129,6 +130,7 @@ func writeState(db *bolt.DB, c *Contents) error {
 			writeLeases(tx.Bucket(bucketLease), c.Leases),
 			writeAlarms(tx.Bucket(bucketAlarm), c.Alarms),
 			writeMembers(tx.Bucket(bucketMembers), c.Members),
+			writeRemovedMembers(tx.Bucket(bucketMembersRemoved), c.RemovedMembers),
 			tx.Bucket(bucketCluster).Put([]byte("clusterVersion"), []byte(c.ClusterVersion)),
 			writeAuth(tx, c),
 		)
@@ -203,12 +205,23 @@ func writeMembers(b *bolt.Bucket, members []Member) error {
 		if err != nil {
 			return err
 		}
-		if err := b.Put(fmt.Appendf(nil, "%x", m.ID), v); err != nil {
+		if err := b.Put(memberKey(m.ID), v); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+func writeRemovedMembers(b *bolt.Bucket, ids []uint64) error {
+	for _, id := range ids {
+		if err := b.Put(memberKey(id), []byte("removed")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func memberKey(id uint64) []byte { return fmt.Appendf(nil, "%x", id) }
 
 func writeAuth(tx *bolt.Tx, c *Contents) error {
 	enabled := []byte{0}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/authpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
@@ -83,5 +84,34 @@ func TestAFileInTheWayIsKept(t *testing.T) {
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {
 		t.Fatalf("the file holds %q, %v", b, err)
+	}
+}
+
+func TestRemovedMembersAreNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "snapshot")
+	err := Write(context.Background(), path, Contents{
+		RemovedMembers: []uint64{6, 0xabc},
+		Revisions: func(func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.View(func(tx *bolt.Tx) error {
+		for _, key := range []string{"6", "abc"} {
+			if v := tx.Bucket(bucketMembersRemoved).Get([]byte(key)); string(v) != "removed" {
+				t.Errorf("%s is %q", key, v)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
