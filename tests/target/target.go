@@ -1,7 +1,8 @@
 // Package target runs the servers that the black-box suites talk to: real etcd inside the test
 // process, and Coterie as a child process built from this repository. Both are configured by one
 // Config, listen on loopback ports of their own and keep their data below a directory that the caller
-// gives, so any number of them run side by side.
+// gives, so any number of them run side by side. A Cluster is several child processes of either binary,
+// which take the same flags.
 //
 // The package owns starting, stopping, killing and restarting. It promises that a started server answers
 // requests, and that Close leaves no process and no listener behind. It knows nothing of what is tested.
@@ -80,14 +81,7 @@ func (e External) Close() error { return nil }
 // Dial connects a client to a server and returns when the server has answered. The extra options see every
 // message, which lets a suite alter answers on purpose.
 func Dial(ctx context.Context, s Server, opts ...grpc.DialOption) (*clientv3.Client, error) {
-	// A server that is just starting refuses connections: retry soon, not after gRPC's default second.
-	opts = append([]grpc.DialOption{
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond},
-			MinConnectTimeout: 5 * time.Second,
-		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)),
-	}, opts...)
+	opts = append(append(soonAgain(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30))), opts...)
 	cli, err := clientv3.New(clientv3.Config{
 		Endpoints:          []string{s.Endpoint()},
 		DialOptions:        opts,
@@ -103,6 +97,15 @@ func Dial(ctx context.Context, s Server, opts ...grpc.DialOption) (*clientv3.Cli
 		return nil, fmt.Errorf("%s at %s does not answer: %w", s.Name(), s.Endpoint(), err)
 	}
 	return cli, nil
+}
+
+// soonAgain makes a client dial again soon, not after gRPC's default second: a server that is just starting refuses
+// connections.
+func soonAgain() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond},
+		MinConnectTimeout: 5 * time.Second,
+	})}
 }
 
 // awaitAnswer returns when a linearizable read succeeds, so that a leader exists.
