@@ -22,6 +22,7 @@ var known = []struct{ err, status error }{
 	{mvcc.ErrFutureRev, rpctypes.ErrGRPCFutureRev},
 	{mvcc.ErrKeyNotFound, rpctypes.ErrGRPCKeyNotFound},
 	{mvcc.ErrCorrupt, rpctypes.ErrGRPCCorrupt},
+	{mvcc.ErrClosed, rpctypes.ErrGRPCStopped}, // the state is being replaced by a snapshot: a client asks again
 
 	{lease.ErrNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{lease.ErrExists, rpctypes.ErrGRPCLeaseExist},
@@ -29,6 +30,12 @@ var known = []struct{ err, status error }{
 
 	{machine.ErrNoSpace, rpctypes.ErrGRPCNoSpace},
 	{machine.ErrCorrupt, rpctypes.ErrGRPCCorrupt},
+	{machine.ErrMemberExists, rpctypes.ErrGRPCMemberExist},
+	{machine.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
+	{machine.ErrMemberRemoved, rpctypes.ErrGRPCMemberNotFound},
+	{machine.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
+	{machine.ErrMemberNotLearner, rpctypes.ErrGRPCMemberNotLearner},
+	{machine.ErrLastVoter, rpctypes.ErrMemberNotEnoughStarted},
 	{watch.ErrClosed, rpctypes.ErrGRPCStopped}, // a client resumes its watchers elsewhere, or later
 
 	{auth.ErrRootUserNotExist, rpctypes.ErrGRPCRootUserNotExist},

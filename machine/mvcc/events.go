@@ -19,6 +19,10 @@ const versionOverhead = 32
 // it has reached to. next is the first revision not read, to+1 at the end.
 // Revisions below the compacted one give ErrCompacted.
 func (s *Store) ReadEvents(from, to int64, match func(key []byte) bool, maxBytes int) (evs []RevisionEvents, next int64, err error) {
+	if err := s.read(); err != nil {
+		return nil, 0, err
+	}
+	defer s.reading.RUnlock()
 	st := s.pin()
 	defer st.release()
 	if from < st.compact {
@@ -144,6 +148,10 @@ func eachRevision(ctx context.Context, snap *pebble.Snapshot, from, to int64, fn
 // PrevKV returns the pair that ev changed or deleted; nil if there was none, or
 // if the revision before ev is compacted.
 func (s *Store) PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue {
+	if s.read() != nil {
+		return nil
+	}
+	defer s.reading.RUnlock()
 	rev := ev.Kv.ModRevision - 1
 	st := s.latest()
 	if ev.Kv.CreateRevision == ev.Kv.ModRevision || rev < max(st.compact, 1) || rev > st.rev {

@@ -27,6 +27,10 @@ import (
 // for exactly their revisions, until it restarts. This does not: the answer is
 // the one after a restart.
 func (s *Store) HashKV(ctx context.Context, rev int64) (sum uint32, hashRev, compactRev int64, err error) {
+	if err := s.read(); err != nil {
+		return 0, 0, 0, err
+	}
+	defer s.reading.RUnlock()
 	st := s.pin()
 	defer st.release()
 	switch {
@@ -162,6 +166,10 @@ func (h *historyHash) add(v *version, kv *mvccpb.KeyValue) error {
 // Hash hashes all that the store has in the engine, progress of compaction
 // included. Like etcd's it is for tests.
 func (s *Store) Hash(ctx context.Context) (uint32, error) {
+	if err := s.read(); err != nil {
+		return 0, err
+	}
+	defer s.reading.RUnlock()
 	snap := s.eng.NewSnapshot()
 	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	err := hashSpace(ctx, sum, snap, historyLower, historyUpper)

@@ -15,6 +15,10 @@ import (
 
 // Range reads a range of keys. The response's header has its revision only.
 func (s *Store) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if err := s.read(); err != nil {
+		return nil, err
+	}
+	defer s.reading.RUnlock()
 	s.counters.ranges.Add(1)
 	for {
 		st := s.latest()

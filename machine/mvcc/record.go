@@ -70,6 +70,7 @@ func decodeRecord(b []byte, main int64) (record, error) {
 		return r, corruptf("record with sub-revision %d", r.sub)
 	case r.tombstone && len(rest) != 0:
 		return r, corruptf("tombstone with %d bytes too many", len(rest))
+	case r.isBump() && len(rest) == 0:
 	case !r.tombstone && (r.create <= 0 || r.create > main || r.version <= 0):
 		return r, corruptf("record of revision %d with create revision %d and version %d", main, r.create, r.version)
 	}
@@ -79,10 +80,16 @@ func decodeRecord(b []byte, main int64) (record, error) {
 	return r, nil
 }
 
+// isBump reports whether r is a version of no key, which raised the revision of
+// a restored store and says nothing else. A pair of it is empty, as etcd has it.
+func (r *record) isBump() bool {
+	return !r.tombstone && r.create == 0 && r.version == 0 && r.lease == 0 && len(r.value) == 0
+}
+
 // keyValue fills kv with the version (key, main) of r.
 func (r *record) keyValue(kv *mvccpb.KeyValue, key []byte, main int64) {
 	kv.Key = key
-	if r.tombstone {
+	if r.tombstone || r.isBump() {
 		return
 	}
 	kv.CreateRevision = r.create

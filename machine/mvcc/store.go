@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -80,6 +81,10 @@ type Store struct {
 
 	compactor *compactor
 	counters  counters
+
+	// reading is held for reading by whoever reads the engine outside the apply
+	// goroutine, and for ever for writing after Close.
+	reading sync.RWMutex
 }
 
 // Revision is the published revision. A store without writes has revision 1.
@@ -98,6 +103,19 @@ func (s *Store) SizeInUse() int64 { return metaBytes + s.written.Load() - s.free
 // metaBytes is about what the meta records occupy.
 const metaBytes = 64
 
-// Close stops physical compaction; the next Open goes on with it. It does not
-// close the engine. No command may be in progress.
-func (s *Store) Close() { s.compactor.close() }
+// Close stops physical compaction; the next Open goes on with it. It waits for
+// readers, and those that come later get ErrClosed. It does not close the
+// engine, which nothing here uses from then on. No command may be in progress.
+func (s *Store) Close() {
+	s.compactor.close()
+	s.reading.Lock()
+}
+
+// read begins to read the engine. Who gets no error calls s.reading.RUnlock when
+// he has done.
+func (s *Store) read() error {
+	if !s.reading.TryRLock() { // only Close stands in the way
+		return ErrClosed
+	}
+	return nil
+}

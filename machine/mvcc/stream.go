@@ -16,6 +16,10 @@ const streamFirstLimit = 10
 // them are of the revision at which the stream began, whatever is compacted
 // meanwhile. It is for ranges in key order without filters.
 func (s *Store) RangeStream(ctx context.Context, r *pb.RangeRequest, send func(*pb.RangeStreamResponse) error) error {
+	if err := s.read(); err != nil {
+		return err
+	}
+	defer s.reading.RUnlock()
 	st := s.pin()
 	defer st.release()
 	if r.CountOnly {

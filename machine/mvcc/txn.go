@@ -48,6 +48,10 @@ func (s *Store) Txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 
 // ReadTxn executes a transaction for which IsReadOnly holds, on one view.
 func (s *Store) ReadTxn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if err := s.read(); err != nil {
+		return nil, err
+	}
+	defer s.reading.RUnlock()
 	st := s.pin()
 	defer st.release()
 	path, err := st.decide(ctx, r, nil)
