@@ -8,8 +8,11 @@
 // only: every key's record names its lease, and mvcc attaches them anew when
 // it opens.
 //
-// It knows no clock. When a lease expires is the lessor's business, which
-// follows the table through a Feed and proposes revocations like any client.
+// It reads no clock, but it keeps one: the time for which leaders have led, as
+// their commands tell it. Checkpoints are stamped with it, so that what a lease
+// had left at one stays known while the clock is moved on. When a lease expires
+// is the lessor's business, which follows the table through a Feed and proposes
+// revocations like any client.
 package lease
 
 import (
@@ -19,6 +22,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -44,8 +48,9 @@ type Lease struct {
 	ID int64
 	// TTL is the granted time to live in seconds.
 	TTL int64
-	// RemainingTTL is what was left, in seconds, at the last checkpoint since
-	// the lease was granted or renewed; 0 if there was none.
+	// RemainingTTL is what is left by the table's clock, in seconds, rounded up
+	// and at least 1, if there was a checkpoint since the lease was granted or
+	// renewed; else 0.
 	RemainingTTL int64
 	// Incarnation tells this lease from an earlier one of the same id. It is
 	// unique within an open table and not stored.
@@ -68,15 +73,19 @@ type Table struct {
 	// writing. Lock order: Table.mu, then Feed.mu.
 	mu     sync.RWMutex
 	leases map[int64]*record
+	// clock is the time for which leaders have led.
+	clock time.Duration
 	// grants numbers incarnations.
 	grants uint64
 	feeds  []*Feed
 }
 
-// record is one lease with its keys.
+// record is one lease with its keys. Its RemainingTTL is that of the last
+// checkpoint, as it was at the time recorded.
 type record struct {
 	Lease
-	keys map[string]struct{} // nil while there are none
+	recorded time.Duration
+	keys     map[string]struct{} // nil while there are none
 }
 
 // Open reads the leases stored in eng. It fails on a record that it does not
@@ -100,13 +109,19 @@ func (t *Table) load(it *pebble.Iterator) error {
 		if err != nil {
 			return err
 		}
-		l, err := decode(it.Key(), value)
+		if isClock(it.Key()) {
+			if t.clock, err = decodeClock(value); err != nil {
+				return err
+			}
+			continue
+		}
+		r, err := decode(it.Key(), value)
 		if err != nil {
 			return err
 		}
 		t.grants++
-		l.Incarnation = t.grants
-		t.leases[l.ID] = &record{Lease: l}
+		r.Incarnation = t.grants
+		t.leases[r.ID] = r
 	}
 	return it.Error()
 }
@@ -151,28 +166,62 @@ func (t *Table) Revoke(b *pebble.Batch, id int64) ([]string, error) {
 	return r.sortedKeys(), nil
 }
 
-// Checkpoint records that the lease id had remainingTTL seconds left; 0 means
+// Checkpoint records that the lease id has remainingTTL seconds left; 0 means
 // all of its granted time. An unknown lease is ignored: it was revoked while
-// its checkpoint was on its way.
+// its checkpoint was on its way. The id 0, which no lease has, is the clock's:
+// it is moved on to as many nanoseconds, and never back.
 func (t *Table) Checkpoint(b *pebble.Batch, id, remainingTTL int64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if id == 0 {
+		return t.moveClock(b, time.Duration(remainingTTL))
+	}
 	r := t.leases[id]
 	if r == nil {
 		return nil
 	}
 	changed := record{Lease: r.Lease}
 	changed.RemainingTTL = remainingTTL
+	if remainingTTL != 0 {
+		changed.recorded = t.clock
+	}
 	if err := changed.store(b); err != nil {
 		return err
 	}
-	r.RemainingTTL = remainingTTL
+	r.RemainingTTL, r.recorded = changed.RemainingTTL, changed.recorded
 	t.tell(id)
 	return nil
 }
 
+func (t *Table) moveClock(b *pebble.Batch, to time.Duration) error {
+	if to <= t.clock {
+		return nil
+	}
+	if err := b.Set(encodeKey(0), encodeClock(to), nil); err != nil {
+		return fmt.Errorf("store the clock of leases: %w", err)
+	}
+	t.clock = to
+	return nil
+}
+
+// Clock is the time for which leaders have led, as far as it was told.
+func (t *Table) Clock() time.Duration {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.clock
+}
+
+// at returns the lease with what is left of it when the clock says now.
+func (r *record) at(now time.Duration) Lease {
+	l := r.Lease
+	if l.RemainingTTL > 0 {
+		l.RemainingTTL = max(1, l.RemainingTTL-int64((now-r.recorded)/time.Second))
+	}
+	return l
+}
+
 func (r *record) store(b *pebble.Batch) error {
-	if err := b.Set(encodeKey(r.ID), encode(r.Lease), nil); err != nil {
+	if err := b.Set(encodeKey(r.ID), encode(r), nil); err != nil {
 		return fmt.Errorf("store lease %016x: %w", uint64(r.ID), err)
 	}
 	return nil
@@ -223,7 +272,7 @@ func (t *Table) Get(id int64) (Lease, bool) {
 	if r == nil {
 		return Lease{}, false
 	}
-	return r.Lease, true
+	return r.at(t.clock), true
 }
 
 // Keys returns the keys attached to the lease id, sorted.
@@ -251,7 +300,7 @@ func (t *Table) All() []Lease {
 	t.mu.RLock()
 	all := make([]Lease, 0, len(t.leases))
 	for _, r := range t.leases {
-		all = append(all, r.Lease)
+		all = append(all, r.at(t.clock))
 	}
 	t.mu.RUnlock()
 	slices.SortFunc(all, func(a, b Lease) int { return cmp.Compare(a.ID, b.ID) })

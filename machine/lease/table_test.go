@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 	"github.com/cockroachdb/pebble/v2"
@@ -77,6 +78,15 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		return result(s.apply(func(b *pebble.Batch) error { return s.table.Grant(b, id, ttl) }))
 	case "checkpoint":
 		return result(s.apply(func(b *pebble.Batch) error { return s.table.Checkpoint(b, id, ttl) }))
+	case "clock":
+		var to string
+		d.ScanArgs(t, "to", &to)
+		at, err := time.ParseDuration(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.apply(func(b *pebble.Batch) error { return s.table.Checkpoint(b, 0, int64(at)) })
+		return fmt.Sprintf("%v %v\n", s.table.Clock(), err)
 	case "revoke":
 		var keys []string
 		err := s.apply(func(b *pebble.Batch) (err error) {
@@ -161,7 +171,7 @@ func TestOpenRefusesDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Open(s.eng)
-	want := "read leases: record 09 of lease 0000000000000005: format version 9, this release reads version 1"
+	want := "read leases: record 09 of lease 0000000000000005: format version 9, this release reads versions up to 2"
 	if err == nil || err.Error() != want {
 		t.Errorf("Open returned %v, want %s", err, want)
 	}
