@@ -39,7 +39,8 @@ func segmentNames(fs vfs.FS, dir string) ([]string, error) {
 
 // Create makes a log in an existing directory that has no log yet. Its first
 // entry will have the index after the one given: the state up to there, of the
-// term given, is the machine's to begin with.
+// term given, is the machine's to begin with. A member that is to be given its
+// state by others begins with index and term 0.
 func Create(o Options, index, term uint64) (*Log, error) {
 	l := newLog(o)
 	if found, err := Exists(l.o.FS, o.Dir); err != nil {
@@ -49,7 +50,7 @@ func Create(o Options, index, term uint64) (*Log, error) {
 	}
 	mark := position{index, term}
 	hs := &pb.HardState{Term: &term, Vote: new(uint64), Commit: &index}
-	w, n, err := createSegment(&l.o, 1, 1, mark, hs)
+	w, n, err := createSegment(&l.o, 1, 1, mark, hs, false)
 	if err != nil {
 		return nil, fmt.Errorf("wal: %w", err)
 	}
@@ -89,6 +90,10 @@ func Open(o Options) (*Log, error) {
 	if len(names) == 0 {
 		return nil, fmt.Errorf("wal: %s holds no log: check --wal-dir and --data-dir; if the log is lost, restore this member from a snapshot", o.Dir)
 	}
+	superseded, names, err := l.splitAtReset(names)
+	if err != nil {
+		return nil, err
+	}
 	for i, name := range names {
 		if err := l.replay(name, i == len(names)-1); err != nil {
 			return nil, err
@@ -97,7 +102,29 @@ func Open(o Options) (*Log, error) {
 	if err := l.raiseMark(); err != nil {
 		return nil, errors.Join(err, l.tail.file.Close())
 	}
+	l.remains.superseded = superseded
 	return l, nil
+}
+
+// splitAtReset divides the names of segments where the log was last reset: those
+// before are superseded, whatever a crash has left of them.
+func (l *Log) splitAtReset(names []string) (superseded, live []string, err error) {
+	for i := len(names) - 1; i > 0; i-- {
+		path := l.o.FS.PathJoin(l.o.Dir, names[i])
+		b, err := readHeader(l.o.FS, path)
+		if err != nil {
+			return nil, nil, fmt.Errorf("wal: %w", err)
+		}
+		sequence, _ := parseSegmentName(names[i])
+		s, err := decodeHeader(&l.o, path, sequence, b)
+		if err != nil {
+			return nil, nil, err
+		}
+		if s.reset {
+			return names[:i], names[i:], nil
+		}
+	}
+	return nil, names, nil
 }
 
 // replay reads one segment into memory, and opens the last one for writing.
@@ -132,7 +159,7 @@ func (l *Log) replay(name string, last bool) error {
 		if err != nil {
 			break
 		}
-		if err := l.replayFrame(s, first && l.frame+1 == s.first, payload, location{segment: s, offset: end, length: n}); err != nil {
+		if err := l.replayFrame(s, first && l.frame+1 == s.first, payload, locate(s, end, n)); err != nil {
 			return &DamageError{path, end, err.Error()}
 		}
 		l.frame++
@@ -164,6 +191,8 @@ type remains struct {
 	offset  int64  // of the last frame
 	rewrite []byte // the last frame
 	torn    int    // bytes behind it that are not zeros
+	// superseded are the names of segments that a reset has left.
+	superseded []string
 }
 
 func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location) error {
@@ -179,9 +208,8 @@ func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location
 		case r.hardState != nil:
 			l.mu.hardState = r.hardState
 		case r.entry != nil:
-			loc.term = r.entry.GetTerm()
 			l.lowerMark(r.entry)
-			if err := l.placeLocked(r.entry.GetIndex(), loc); err != nil {
+			if err := l.placeLocked(r.entry, loc); err != nil {
 				return err
 			}
 			// The cache must not hold on to the whole segment's bytes.
@@ -231,19 +259,21 @@ func findFrame(b []byte, salt, above uint64) int {
 	return -1
 }
 
-// removeTemporary deletes segments that a crash left before they had a name.
-func (l *Log) removeTemporary() error {
+// removeLeftovers deletes superseded segments, and those that a crash left
+// before they had a name.
+func (l *Log) removeLeftovers(superseded []string) error {
 	names, err := l.o.FS.List(l.o.Dir)
 	if err != nil {
-		return fmt.Errorf("wal: %w", err)
+		return err
 	}
-	for _, name := range names {
-		if base, ok := strings.CutSuffix(name, ".tmp"); ok {
-			if _, ok := parseSegmentName(base); ok {
-				if err := l.o.FS.Remove(l.o.FS.PathJoin(l.o.Dir, name)); err != nil {
-					return fmt.Errorf("wal: %w", err)
-				}
-			}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		base, temporary := strings.CutSuffix(name, ".tmp")
+		_, ok := parseSegmentName(base)
+		return !temporary || !ok
+	})
+	for _, name := range append(names, superseded...) {
+		if err := l.o.FS.Remove(l.o.FS.PathJoin(l.o.Dir, name)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -20,6 +20,7 @@ const (
 	magic            = "cotriwal"
 	formatVersion    = 1
 	segmentHeaderLen = 64
+	flagReset        = 1
 	// extendBytes is how far ahead of the last frame a segment is filled with
 	// zeros, in the same write as a frame. Later frames then overwrite blocks
 	// that the file already has, and their fdatasync needs no metadata.
@@ -35,6 +36,7 @@ type segment struct {
 	sequence uint64
 	first    uint64 // number of the first frame
 	salt     uint64
+	reset    bool     // all segments before are superseded
 	mark     position // the entry before the first one
 	size     atomic.Int64
 
@@ -153,8 +155,9 @@ func (w *writer) write(frame []byte) error {
 }
 
 // createSegment makes a segment that holds a first frame with its mark and the
-// hard state. It returns the length of that frame.
-func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *pb.HardState) (*writer, int, error) {
+// hard state; with reset, one that supersedes all before. It returns the length
+// of that frame.
+func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *pb.HardState, reset bool) (*writer, int, error) {
 	var salt [8]byte
 	if _, err := rand.Read(salt[:]); err != nil {
 		return nil, 0, err
@@ -165,6 +168,7 @@ func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *p
 		sequence: sequence,
 		first:    firstFrame,
 		salt:     binary.LittleEndian.Uint64(salt[:]),
+		reset:    reset,
 		mark:     mark,
 	}
 	b := appendStart(make([]byte, frameHeaderLen), mark)
@@ -201,7 +205,7 @@ func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *p
 }
 
 // The header of a segment: magic, version, header length, cluster, member,
-// sequence, first frame, salt, reserved, checksum.
+// sequence, first frame, salt, flags, checksum.
 func encodeHeader(o *Options, s *segment) []byte {
 	b := make([]byte, 0, segmentHeaderLen)
 	b = append(b, magic...)
@@ -212,7 +216,11 @@ func encodeHeader(o *Options, s *segment) []byte {
 	b = binary.LittleEndian.AppendUint64(b, s.sequence)
 	b = binary.LittleEndian.AppendUint64(b, s.first)
 	b = binary.LittleEndian.AppendUint64(b, s.salt)
-	b = binary.LittleEndian.AppendUint32(b, 0)
+	var flags uint32
+	if s.reset {
+		flags |= flagReset
+	}
+	b = binary.LittleEndian.AppendUint32(b, flags)
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
@@ -240,12 +248,17 @@ func decodeHeader(o *Options, path string, sequence uint64, b []byte) (*segment,
 	if binary.LittleEndian.Uint64(b[32:]) != sequence {
 		return nil, damaged("its header names another segment")
 	}
+	flags := binary.LittleEndian.Uint32(b[56:])
+	if flags&^flagReset != 0 {
+		return nil, damaged(fmt.Sprintf("its header has unknown flags %#x", flags))
+	}
 	return &segment{
 		fs:       o.FS,
 		path:     path,
 		sequence: sequence,
 		first:    binary.LittleEndian.Uint64(b[40:]),
 		salt:     binary.LittleEndian.Uint64(b[48:]),
+		reset:    flags&flagReset != 0,
 	}, nil
 }
 
@@ -256,6 +269,16 @@ func readFile(fs vfs.FS, path string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(f)
+}
+
+// readHeader reads the header of the segment at path, or what there is of it.
+func readHeader(fs vfs.FS, path string) ([]byte, error) {
+	f, err := fs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, segmentHeaderLen))
 }
 
 func syncDir(fs vfs.FS, dir string) error {

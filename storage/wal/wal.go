@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,8 +91,9 @@ type Options struct {
 }
 
 // Log is an open raft log. It implements raft.Storage, except that InitialState
-// reports the configuration that SetConfState was given. Append, Compact and
-// Close are called by one goroutine at a time; the reading methods by any.
+// reports the configuration that SetConfState was given. Append, Reset,
+// Compact and Close are called by one goroutine at a time; the reading methods
+// by any.
 type Log struct {
 	o Options
 
@@ -106,11 +108,12 @@ type Log struct {
 
 	mu struct {
 		sync.Mutex
-		segments  []*segment // oldest first; the last is the one written to
+		segments  []*segment // oldest first, without gaps; the last is the one written to
 		hardState *pb.HardState
 		confState *pb.ConfState
 		// entries holds where each entry after mark is; entries[i] has index mark.index+1+i.
 		entries []location
+		terms   terms    // of entries
 		mark    position // the entry before the first
 		cache   entryCache
 		size    int64 // bytes of frames in segments
@@ -118,14 +121,6 @@ type Log struct {
 }
 
 type position struct{ index, term uint64 }
-
-// location says where to find an entry: in which frame of which segment.
-type location struct {
-	term    uint64
-	segment *segment
-	offset  int64 // of the frame
-	length  int   // of the frame, with its header
-}
 
 // FirstIndex implements raft.Storage.
 func (l *Log) FirstIndex() (uint64, error) {
@@ -150,12 +145,18 @@ func (l *Log) Term(i uint64) (uint64, error) {
 	switch {
 	case i < l.mu.mark.index:
 		return 0, raft.ErrCompacted
-	case i == l.mu.mark.index:
-		return l.mu.mark.term, nil
 	case i > l.lastIndexLocked():
 		return 0, raft.ErrUnavailable
 	}
-	return l.mu.entries[i-l.mu.mark.index-1].term, nil
+	return l.termLocked(i), nil
+}
+
+// termLocked returns the term of an entry of the log, or of the mark.
+func (l *Log) termLocked(i uint64) uint64 {
+	if i == l.mu.mark.index {
+		return l.mu.mark.term
+	}
+	return l.mu.terms.of(i)
 }
 
 // InitialState implements raft.Storage.
@@ -207,32 +208,54 @@ func (l *Log) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
 		l.mu.Unlock()
 		return cached, nil
 	}
-	locations := append([]location(nil), l.mu.entries[lo-l.mu.mark.index-1:hi-l.mu.mark.index-1]...)
-	for _, loc := range locations {
-		loc.segment.pin()
+	locations, segments := l.locateLocked(lo, hi, maxSize)
+	for _, s := range segments {
+		s.pin()
 	}
 	l.mu.Unlock()
 	defer func() {
-		for _, loc := range locations {
-			loc.segment.unpin()
+		for _, s := range segments {
+			s.unpin()
 		}
 	}()
-	return l.readEntries(lo, locations, maxSize)
+	return readEntries(lo, locations, segments, maxSize)
 }
 
-// readEntries reads entries from their segments. Each frame is read and
-// verified once.
-func (l *Log) readEntries(lo uint64, locations []location, maxSize uint64) ([]*pb.Entry, error) {
+// locateLocked returns where the entries [lo, hi) are, but no more of them than
+// stand in frames of about maxSize bytes, and the segments that hold these.
+func (l *Log) locateLocked(lo, hi, maxSize uint64) ([]location, []*segment) {
+	all := l.mu.entries[lo-l.mu.mark.index-1 : hi-l.mu.mark.index-1]
+	if len(all) == 0 {
+		return nil, nil
+	}
+	var size uint64
+	for i, loc := range all {
+		if i > 0 && loc == all[i-1] {
+			continue
+		}
+		if i > 0 && size >= maxSize {
+			all = all[:i]
+			break
+		}
+		size += uint64(loc.length())
+	}
+	first, last := all[0].in(l.mu.segments), all[len(all)-1].in(l.mu.segments)
+	return slices.Clone(all), slices.Clone(l.mu.segments[first : last+1])
+}
+
+// readEntries reads entries from their segments, which are pinned. Each frame
+// is read and verified once.
+func readEntries(lo uint64, locations []location, segments []*segment, maxSize uint64) ([]*pb.Entry, error) {
 	var (
 		out  []*pb.Entry
 		size uint64
 		in   []*pb.Entry // the entries of the frame read last
-		at   location
 	)
 	for i, loc := range locations {
 		index := lo + uint64(i)
-		if i == 0 || loc.segment != at.segment || loc.offset != at.offset {
-			payload, err := loc.segment.readFrame(loc.offset, loc.length)
+		s := segments[loc.in(segments)]
+		if i == 0 || loc != locations[i-1] {
+			payload, err := s.readFrame(loc.offset(), int(loc.length()))
 			if err != nil {
 				return nil, err
 			}
@@ -243,13 +266,12 @@ func (l *Log) readEntries(lo uint64, locations []location, maxSize uint64) ([]*p
 				}
 				return nil
 			}); err != nil {
-				return nil, &DamageError{loc.segment.path, loc.offset, err.Error()}
+				return nil, &DamageError{s.path, loc.offset(), err.Error()}
 			}
-			at = loc
 		}
 		e := find(in, index)
 		if e == nil {
-			return nil, &DamageError{loc.segment.path, loc.offset, fmt.Sprintf("entry %d is missing", index)}
+			return nil, &DamageError{s.path, loc.offset(), fmt.Sprintf("entry %d is missing", index)}
 		}
 		size += uint64(len(e.Data))
 		if len(out) > 0 && size > maxSize {
@@ -296,6 +318,9 @@ func (l *Log) Append(hs *pb.HardState, entries []*pb.Entry) error {
 }
 
 func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
+	if err := l.follow(entries); err != nil {
+		return err // before anything is written that the next start would refuse
+	}
 	if err := l.settle(); err != nil {
 		return err
 	}
@@ -331,7 +356,7 @@ func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
 		l.mu.hardState = hs
 	}
 	for _, e := range entries {
-		if err := l.placeLocked(e.GetIndex(), location{e.GetTerm(), l.tail.segment, at, n}); err != nil {
+		if err := l.placeLocked(e, locate(l.tail.segment, at, n)); err != nil {
 			return err
 		}
 		l.mu.cache.add(e)
@@ -370,19 +395,46 @@ func (l *Log) settle() error {
 	if err := l.tail.file.Sync(); err != nil {
 		return err
 	}
-	if err := l.removeTemporary(); err != nil {
+	// A crash may have come between the naming of the last segment and this; and
+	// what it supersedes goes only when it is sure to stay.
+	if err := syncDir(l.o.FS, l.o.Dir); err != nil {
 		return err
 	}
-	return syncDir(l.o.FS, l.o.Dir) // a crash may have come between the naming of the segment and this
+	if err := l.removeLeftovers(r.superseded); err != nil {
+		return err
+	}
+	return syncDir(l.o.FS, l.o.Dir)
 }
 
-// placeLocked notes where the entry with the index is, and forgets those that
-// it replaces.
-func (l *Log) placeLocked(index uint64, loc location) error {
-	if index <= l.mu.mark.index || index > l.lastIndexLocked()+1 {
-		return fmt.Errorf("entry %d does not follow the log, which holds %d to %d", index, l.mu.mark.index+1, l.lastIndexLocked())
+// follow checks that each entry follows the log, or replaces some of it.
+func (l *Log) follow(entries []*pb.Entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := l.lastIndexLocked()
+	for _, e := range entries {
+		if err := l.followsLocked(e.GetIndex(), last); err != nil {
+			return err
+		}
+		last = e.GetIndex()
+	}
+	return nil
+}
+
+func (l *Log) followsLocked(index, last uint64) error {
+	if index <= l.mu.mark.index || index > last+1 {
+		return fmt.Errorf("entry %d does not follow the log, which holds %d to %d", index, l.mu.mark.index+1, last)
+	}
+	return nil
+}
+
+// placeLocked notes where the entry is, and forgets those that it replaces.
+func (l *Log) placeLocked(e *pb.Entry, loc location) error {
+	index := e.GetIndex()
+	if err := l.followsLocked(index, l.lastIndexLocked()); err != nil {
+		return err
 	}
 	l.mu.entries = append(l.mu.entries[:index-l.mu.mark.index-1], loc)
+	l.mu.terms = l.mu.terms.place(index, e.GetTerm())
 	return nil
 }
 
@@ -413,14 +465,12 @@ func (l *Log) write(b []byte) (offset int64, length int, err error) {
 func (l *Log) rotate() error {
 	l.mu.Lock()
 	hs := l.mu.hardState
-	mark := position{index: l.lastIndexLocked(), term: l.mu.mark.term}
-	if n := len(l.mu.entries); n > 0 {
-		mark.term = l.mu.entries[n-1].term
-	}
+	last := l.lastIndexLocked()
+	mark := position{index: last, term: l.termLocked(last)}
 	sequence := l.tail.segment.sequence + 1
 	l.mu.Unlock()
 
-	w, n, err := createSegment(&l.o, sequence, l.frame+1, mark, hs)
+	w, n, err := createSegment(&l.o, sequence, l.frame+1, mark, hs, false)
 	if err != nil {
 		return err
 	}
@@ -432,6 +482,49 @@ func (l *Log) rotate() error {
 	l.mu.size += int64(n)
 	l.mu.Unlock()
 	return old.file.Close()
+}
+
+// Reset lets the log begin anew, without entries, after the one with the index
+// and term: the state up to there has come from elsewhere and is durable. What
+// was before is gone. hs is recorded as committing just that index, since the
+// log holds nothing beyond. A crash leaves the log as before or as after. Any
+// error is final, as one of Append is.
+func (l *Log) Reset(hs *pb.HardState, index, term uint64) error {
+	if l.err != nil {
+		return l.err
+	}
+	if err := l.reset(hs, position{index, term}); err != nil {
+		l.err = fmt.Errorf("wal: reset: %w", err)
+		return l.err
+	}
+	return nil
+}
+
+func (l *Log) reset(hs *pb.HardState, mark position) error {
+	if err := l.settle(); err != nil {
+		return err
+	}
+	hs = &pb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: &mark.index}
+	w, n, err := createSegment(&l.o, l.tail.segment.sequence+1, l.frame+1, mark, hs, true)
+	if err != nil {
+		return err
+	}
+	l.frame++
+	l.written.Add(uint64(n))
+	tail := l.tail
+	l.tail = w
+	l.mu.Lock()
+	old := l.mu.segments
+	l.mu.segments = []*segment{w.segment}
+	l.mu.size = w.segment.size.Load()
+	l.mu.hardState, l.mu.mark = hs, mark
+	l.mu.entries, l.mu.terms = nil, nil
+	l.mu.cache.truncate(0)
+	l.mu.Unlock()
+	if err := tail.file.Close(); err != nil {
+		return err
+	}
+	return l.remove(old)
 }
 
 // Compact gives up the entries up to index, which must be applied and durable
@@ -456,23 +549,51 @@ func (l *Log) Compact(index uint64) error {
 		l.mu.segments = l.mu.segments[1:]
 	}
 	l.mu.Unlock()
-	for _, s := range drop { // oldest first, so that what is left is a suffix
-		if err := s.remove(); err != nil {
-			return fmt.Errorf("wal: compact: %w", err)
-		}
-	}
-	if len(drop) > 0 {
-		return syncDir(l.o.FS, l.o.Dir)
+	if err := l.remove(drop); err != nil {
+		return fmt.Errorf("wal: compact: %w", err)
 	}
 	return nil
+}
+
+// remove deletes segments that are no longer in l.mu.segments: oldest first, so
+// that what is left is a suffix.
+func (l *Log) remove(segments []*segment) error {
+	for _, s := range segments {
+		if err := s.remove(); err != nil {
+			return err
+		}
+	}
+	if len(segments) == 0 {
+		return nil
+	}
+	return syncDir(l.o.FS, l.o.Dir)
 }
 
 // giveUpLocked forgets the entries up to index, which is in the log.
 func (l *Log) giveUpLocked(index uint64) {
 	n := index - l.mu.mark.index
-	l.mu.mark = position{index: index, term: l.mu.entries[n-1].term}
-	l.mu.entries = append([]location(nil), l.mu.entries[n:]...)
+	l.mu.mark = position{index: index, term: l.termLocked(index)}
+	l.mu.entries = slices.Clone(l.mu.entries[n:])
+	l.mu.terms = l.mu.terms.dropTo(index)
 	l.mu.cache.dropTo(index)
+}
+
+// Within returns the lowest index after which the log holds at most so many
+// bytes, as far as whole segments are counted before the last: what a caller may
+// Compact to who keeps entries for others, but no more than that.
+func (l *Log) Within(bytes int64) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first, left := len(l.mu.segments), bytes
+	for first > 0 && l.mu.segments[first-1].size.Load() <= left {
+		first--
+		left -= l.mu.segments[first].size.Load()
+	}
+	if first == len(l.mu.segments) {
+		return l.lastIndexLocked()
+	}
+	// A segment may begin after entries that were replaced since.
+	return min(max(l.mu.segments[first].mark.index, l.mu.mark.index), l.lastIndexLocked())
 }
 
 // Close releases the files. It does not sync: Append already has.

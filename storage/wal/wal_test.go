@@ -108,11 +108,15 @@ func TestReopenFindsWhatWasAppended(t *testing.T) {
 
 func TestEntriesThatDoNotFollow(t *testing.T) {
 	for _, index := range []uint64{0, 1, 3} {
-		l, err := Create(options(newFS(t)), 1, 1)
+		fs := newFS(t)
+		l, err := Create(options(fs), 1, 1)
 		must(t, err)
 		if err := l.Append(nil, []*pb.Entry{entry(index, 1, "x")}); err == nil {
 			t.Fatalf("entry %d was taken after entry 1, which begins the log", index)
 		}
+		must(t, l.Close())
+		l, err = Open(options(fs))
+		must(t, err) // it was not written either
 		must(t, l.Close())
 	}
 }
