@@ -38,6 +38,9 @@ var mayImport = map[string][]string{
 	// How members agree. It moves bytes and knows nothing of keys, so it sees the machine but none of its parts.
 	"consensus": {"machine", "storage/wal"},
 
+	// What members say to one another. It carries messages and files, and knows neither raft's state nor the machine's.
+	"peer": {},
+
 	// The leader's clock and habits. They propose through functions that they are given.
 	"lessor":    {"machine/lease"},
 	"compactor": {},
@@ -65,12 +68,13 @@ var mayBeUsedBy = []struct {
 	{"go.etcd.io/etcd/etcdctl", "etcdctl is a command", []string{"cmd/*"}},
 	{"github.com/spf13", "flags belong to commands", []string{"bench/compare", "cmd/*"}},
 	{"go.etcd.io/etcd/client/v3", "the server is not its own client; the root package hands one out", []string{"bench", "bench/*", "cmd/*", "."}},
-	{"go.etcd.io/raft/v3", "raft is driven by consensus and stored by the log", []string{"consensus", "storage/wal", "."}},
+	{"go.etcd.io/raft/v3", "raft is driven by consensus, stored by the log and carried by peer", []string{"consensus", "peer", "storage/wal", "."}},
 	{"go.etcd.io/bbolt", "bbolt is the format of etcd's snapshot files", []string{"storage/etcdfile"}},
 	{"google.golang.org/grpc", "only the way in knows how commands arrive",
 		[]string{"rpc", "api", "api/*", ".", "bench", "bench/*", "cmd/*"}},
-	{"net/http", "only the way in knows how commands arrive", []string{"rpc", "api", "api/*", ".", "bench", "bench/*", "cmd/*"}},
-	{"math/rand", "what is applied is deterministic; watchers are not part of it", []string{"api", "bench", "consensus", "lessor", "machine/watch"}},
+	{"net/http", "only the way in, and that between members, know how commands arrive",
+		[]string{"rpc", "api", "api/*", "peer", ".", "bench", "bench/*", "cmd/*"}},
+	{"math/rand", "what is applied is deterministic; watchers are not part of it", []string{"api", "bench", "consensus", "lessor", "machine/watch", "peer"}},
 	{"github.com/prometheus/client_golang/prometheus/promauto", "it registers in a global", nil},
 }
 
