@@ -1,0 +1,267 @@
+// Package cluster hurts a cluster while clients use it, and checks what every client was promised. Faults come from a
+// seed: members are killed, stopped in their tracks, cut off from each other, slowed, and replaced; clients write, read and
+// watch through all members meanwhile and note every answer. Afterwards the notes are compared with the history that the
+// members hold, which must be one: every acknowledged write is in it once and where it was acknowledged, every read saw a
+// state that there was (the newest one, unless it was serializable), per key all is linearizable, and every watch delivered
+// its part of it in order, without a gap or a repeat, in whole revisions, and as far as its bookmarks said.
+//
+// The package knows servers by their binary and etcd's API only, so real etcd is held to the same. The checkers see
+// nothing but notes, and have tests of their own with notes that are wrong on purpose.
+package cluster
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+)
+
+// Kind is what a client asked for.
+type Kind string
+
+const (
+	Put    Kind = "put"    // one value to one or more keys, in one transaction when there are more
+	CAS    Kind = "cas"    // a put, if the key was last changed at an expected revision
+	Delete Kind = "delete" // one key
+	Get    Kind = "get"    // one key
+	Range  Kind = "range"  // all keys with a prefix
+)
+
+// Never is the time of an answer that did not come: whether the request was executed is not known.
+const Never = time.Duration(math.MaxInt64)
+
+// Op is one request and its answer.
+type Op struct {
+	Client, Member int
+	Kind           Kind
+	Keys           []string      // of a range: the prefix
+	Value          string        `json:",omitempty"` // no two requests of a history have the same
+	Expect         int64         `json:",omitempty"` // of a CAS: the revision compared with
+	Serializable   bool          `json:",omitempty"`
+	Call, Return   time.Duration // since the beginning of the history
+	Revision       int64         // of the answer's header
+	Succeeded      bool          // of a CAS: it held; of a delete: there was a key
+	Pairs          []Pair        `json:",omitempty"` // of a get and a range, sorted by key
+	Err            string        `json:",omitempty"`
+}
+
+// changed reports whether the request is known to have made a revision.
+func (o *Op) changed() bool {
+	return o.Return != Never && (o.Kind == Put || (o.Kind == CAS || o.Kind == Delete) && o.Succeeded)
+}
+
+func (o *Op) reads() bool { return o.Kind == Get || o.Kind == Range }
+
+func (o *Op) String() string {
+	text := fmt.Sprintf("client %d at member %d: %s %s", o.Client, o.Member, o.Kind, strings.Join(o.Keys, "+"))
+	if o.Value != "" {
+		text += " = " + o.Value
+	}
+	if o.Kind == CAS {
+		text += fmt.Sprintf(" if changed at %d", o.Expect)
+	}
+	if o.Serializable {
+		text += " (serializable)"
+	}
+	if o.Return == Never {
+		return fmt.Sprintf("%s, called at %v, no answer (%s)", text, o.Call, o.Err)
+	}
+	return fmt.Sprintf("%s, called at %v, answered at %v: revision %d, succeeded %v, %v", text, o.Call, o.Return, o.Revision, o.Succeeded, o.Pairs)
+}
+
+// Pair is a key with its value.
+type Pair struct {
+	Key, Value           string
+	Create, Mod, Version int64
+}
+
+// Event is one change of a key.
+type Event struct {
+	Pair   // of a deletion: only Key and Mod
+	Delete bool
+	Prev   *Pair `json:",omitempty"` // nil when there was none, or it was not asked for
+}
+
+func (e Event) String() string {
+	if e.Delete {
+		return fmt.Sprintf("delete %s at %d", e.Key, e.Mod)
+	}
+	return fmt.Sprintf("put %s = %s at %d (created %d, version %d)", e.Key, e.Value, e.Mod, e.Create, e.Version)
+}
+
+func (e Event) equal(o Event, prev bool) bool {
+	if e.Pair != o.Pair || e.Delete != o.Delete {
+		return false
+	}
+	return !prev || e.Prev == nil && o.Prev == nil || e.Prev != nil && o.Prev != nil && *e.Prev == *o.Prev
+}
+
+// Watch is what one client watched, over all the times that it had to begin again.
+type Watch struct {
+	Name     string
+	Key      string
+	Prefix   bool
+	Prev     bool // previous values were asked for
+	Attempts []Attempt
+	Until    int64 // what was delivered must reach to here; 0 when the watch was given up on the way
+}
+
+// Attempt is one time that a watch was begun.
+type Attempt struct {
+	Member    int
+	From      int64
+	Responses []Response
+}
+
+// Response is what a watch was told at a time.
+type Response struct {
+	Revision int64 // of the header
+	Progress bool  // a bookmark: everything up to the revision has been delivered
+	Events   []Event
+}
+
+func (w *Watch) matches(key string) bool {
+	return key == w.Key || w.Prefix && strings.HasPrefix(key, w.Key)
+}
+
+// next is the revision to begin again from.
+func (w *Watch) next(from int64) int64 {
+	for _, a := range w.Attempts {
+		from = max(from, a.From)
+		for _, r := range a.Responses {
+			if r.Progress {
+				from = max(from, r.Revision+1)
+			}
+			if len(r.Events) > 0 {
+				from = max(from, r.Events[len(r.Events)-1].Mod+1)
+			}
+		}
+	}
+	return from
+}
+
+// Notes are all that clients have noted.
+type Notes struct {
+	Ops     []Op
+	Watches []Watch
+}
+
+// Write dumps notes and histories as lines of JSON.
+func (n *Notes) Write(w io.Writer, histories map[int][]Event) error {
+	enc := json.NewEncoder(w)
+	for _, o := range n.Ops {
+		if err := enc.Encode(map[string]Op{"op": o}); err != nil {
+			return err
+		}
+	}
+	for _, watch := range n.Watches {
+		if err := enc.Encode(map[string]Watch{"watch": watch}); err != nil {
+			return err
+		}
+	}
+	for member, events := range histories {
+		if err := enc.Encode(map[string]any{"member": member, "history": events}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Past is a history with an index: which state there was at which revision.
+type Past struct {
+	events []Event
+	byKey  map[string][]Event
+}
+
+// NewPast indexes a history from the first revision on. It fails when the history cannot be one of a store: revisions
+// have no gap, a key changes once in each, and what events say of earlier ones is so.
+func NewPast(events []Event) (*Past, error) {
+	p := &Past{events: events, byKey: map[string][]Event{}}
+	last := int64(1) // an empty store
+	for i, e := range events {
+		switch {
+		case e.Mod < last:
+			return nil, fmt.Errorf("history: %v comes after revision %d", e, last)
+		case e.Mod > last+1:
+			return nil, fmt.Errorf("history: no event between revision %d and %v", last, e)
+		case e.Mod == last && i == 0:
+			return nil, fmt.Errorf("history: %v in an empty store's revision", e)
+		}
+		if err := p.follows(e); err != nil {
+			return nil, err
+		}
+		p.byKey[e.Key] = append(p.byKey[e.Key], e)
+		last = e.Mod
+	}
+	return p, nil
+}
+
+// follows checks an event against the newest state of its key.
+func (p *Past) follows(e Event) error {
+	before := p.byKey[e.Key]
+	if len(before) > 0 && before[len(before)-1].Mod == e.Mod {
+		return fmt.Errorf("history: %v is the second change of its key in that revision", e)
+	}
+	prev, there := p.At(e.Key, e.Mod)
+	want := Event{Pair: Pair{Key: e.Key, Mod: e.Mod}, Delete: e.Delete}
+	if there {
+		want.Prev = &prev
+	}
+	switch {
+	case e.Delete && !there:
+		return fmt.Errorf("history: %v deletes what is not there", e)
+	case !e.Delete && there:
+		want.Pair = Pair{Key: e.Key, Value: e.Value, Create: prev.Create, Mod: e.Mod, Version: prev.Version + 1}
+	case !e.Delete:
+		want.Pair = Pair{Key: e.Key, Value: e.Value, Create: e.Mod, Mod: e.Mod, Version: 1}
+	}
+	if !e.equal(want, true) {
+		return fmt.Errorf("history: %v with previous %v, expected %v with previous %v", e, e.Prev, want, want.Prev)
+	}
+	return nil
+}
+
+// Last is the newest revision.
+func (p *Past) Last() int64 {
+	if len(p.events) == 0 {
+		return 1
+	}
+	return p.events[len(p.events)-1].Mod
+}
+
+// At is the state of a key at a revision.
+func (p *Past) At(key string, revision int64) (Pair, bool) {
+	events := p.byKey[key]
+	i := sort.Search(len(events), func(i int) bool { return events[i].Mod > revision })
+	if i == 0 || events[i-1].Delete {
+		return Pair{}, false
+	}
+	return events[i-1].Pair, true
+}
+
+// Range is the state of all keys with a prefix at a revision, sorted.
+func (p *Past) Range(prefix string, revision int64) []Pair {
+	var all []Pair
+	for key := range p.byKey {
+		if !strings.HasPrefix(key, prefix) {
+			continue
+		}
+		if pair, ok := p.At(key, revision); ok {
+			all = append(all, pair)
+		}
+	}
+	slices.SortFunc(all, func(a, b Pair) int { return cmp.Compare(a.Key, b.Key) })
+	return all
+}
+
+// revision is the events of one revision.
+func (p *Past) revision(revision int64) []Event {
+	first := sort.Search(len(p.events), func(i int) bool { return p.events[i].Mod >= revision })
+	last := sort.Search(len(p.events), func(i int) bool { return p.events[i].Mod > revision })
+	return p.events[first:last]
+}
