@@ -67,8 +67,10 @@ type Engine struct {
 	flushed chan struct{}
 	room    *event // a flush or a compaction has ended
 	failed  atomic.Pointer[error]
-	// abandoned: Pebble has stopped in its tracks; nothing more is asked of it.
-	abandoned atomic.Bool
+	// abandoned is closed when Pebble has stopped in its tracks; nothing more is
+	// asked of it.
+	abandoned chan struct{}
+	abandon   sync.Once
 	broken    chan struct{} // closed when failed is set
 	writable  chan struct{} // closed when db takes writes
 
@@ -106,6 +108,7 @@ func Open(o Options) (*Engine, error) {
 		cache:         pebble.NewCache(o.CacheBytes),
 		flushed:       make(chan struct{}, 1),
 		room:          newEvent(),
+		abandoned:     make(chan struct{}),
 		broken:        make(chan struct{}),
 		writable:      make(chan struct{}),
 		memTableBytes: int64(o.MemTableBytes),
@@ -131,7 +134,7 @@ func (e *Engine) openDB(readOnly bool) (err error) {
 		L0StopWritesThreshold:       outOfReach,
 		FormatMajorVersion:          pebble.FormatNewest,
 		Logger: &logger{z: e.o.Logger, abandon: func(err error) {
-			e.abandoned.Store(true)
+			e.abandon.Do(func() { close(e.abandoned) }) // first: who hears of the error may call Close
 			fatal(err)
 		}},
 		EventListener: e.listener(e.o.Logger, fatal),
@@ -356,8 +359,10 @@ func (e *Engine) DiskUsage() int64 {
 // Pebble does not survive it returns that failure, and memory, files and the
 // lock of the directory stay with the process.
 func (e *Engine) Close() error {
-	if e.abandoned.Load() {
+	select {
+	case <-e.abandoned:
 		return e.err()
+	default:
 	}
 	var err error
 	if e.db != nil {
