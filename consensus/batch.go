@@ -4,6 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/machine"
 )
 
 // A raft entry holds a batch: the commands that arrived while the batch before
@@ -36,6 +41,60 @@ func appendCommand(b, command []byte) []byte {
 // least batchHeaderLen long.
 func batchOrigin(b []byte) (proposer, sequence uint64) {
 	return binary.BigEndian.Uint64(b[1:]), binary.BigEndian.Uint64(b[9:])
+}
+
+// entryOrigin returns proposer and sequence of a committed entry that has them.
+func entryOrigin(e *pb.Entry) (proposer, sequence uint64, ok bool) {
+	b := e.Data
+	if e.GetType() == pb.EntryConfChange {
+		cc := &pb.ConfChange{}
+		if proto.Unmarshal(b, cc) != nil {
+			return 0, 0, false // the machine's goroutine will say so
+		}
+		b = cc.Context
+	}
+	if len(b) < batchHeaderLen {
+		return 0, 0, false // a new leader's
+	}
+	proposer, sequence = batchOrigin(b)
+	return proposer, sequence, true
+}
+
+// A change of the membership is an entry of its own, of raft's type for that.
+// Its context is a batch of one command, the change as the machine reads it.
+
+func encodeChange(c *machine.Change, proposer, sequence uint64) ([]byte, error) {
+	cc := &pb.ConfChange{NodeId: &c.Member.ID}
+	switch {
+	case c.Kind == machine.AddMember && c.Member.IsLearner:
+		cc.Type = pb.ConfChangeAddLearnerNode.Enum()
+	case c.Kind == machine.AddMember, c.Kind == machine.PromoteMember:
+		cc.Type = pb.ConfChangeAddNode.Enum()
+	case c.Kind == machine.RemoveMember:
+		cc.Type = pb.ConfChangeRemoveNode.Enum()
+	case c.Kind == machine.UpdateMember:
+		cc.Type = pb.ConfChangeUpdateNode.Enum()
+	default:
+		return nil, fmt.Errorf("consensus: unknown change of the membership %q", c.Kind)
+	}
+	cc.Context = appendCommand(appendBatchHeader(nil, proposer, sequence), c.Encode())
+	return proto.Marshal(cc)
+}
+
+func decodeChange(data []byte) (*pb.ConfChange, *machine.Change, error) {
+	cc := &pb.ConfChange{}
+	if err := proto.Unmarshal(data, cc); err != nil {
+		return nil, nil, fmt.Errorf("undecodable change of the membership: %w", err)
+	}
+	commands, err := decodeBatch(cc.Context)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(commands) != 1 {
+		return nil, nil, fmt.Errorf("%d changes of the membership in one entry", len(commands))
+	}
+	c, err := machine.DecodeChange(commands[0])
+	return cc, c, err
 }
 
 var errShortBatch = errors.New("batch is cut short")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -15,10 +16,12 @@ import (
 	"github.com/coteriedb/coterie/storage/wal"
 )
 
-// proposal is one command that waits to be replicated, or has been and waits
-// to be applied.
+// proposal is one command, or change of the membership, that waits to be
+// replicated, or has been and waits to be applied.
 type proposal struct {
 	command  []byte
+	change   *machine.Change // instead of a command
+	term     uint64          // if not 0: to be proposed by this member as the leader of that term, or not at all
 	deadline time.Time
 	done     func(machine.Result)
 }
@@ -54,10 +57,21 @@ type output struct {
 	failures []func()      // callers to be told of an error
 }
 
-// batch is a batch of this member on its way through raft.
+// Bounds on batches that go to another member to be appended.
+const (
+	// maxForwarded is how many batches may be on their way to the leader before
+	// the next one grows instead. It holds for one tick: one may have been lost.
+	maxForwarded = 4
+	// maxAdopted is how many batches of other members wait here until raft takes
+	// them.
+	maxAdopted = 4096
+)
+
+// batch is a batch of this member on its way through raft. It can only be
+// appended by the leader of its term.
 type batch struct {
-	sequence uint64
-	callers  []proposal
+	sequence, term uint64
+	callers        []proposal
 }
 
 // apply is committed entries for the machine, with the callers who wait for
@@ -70,19 +84,33 @@ type apply struct {
 // core is consensus without I/O, goroutines or a clock of its own: inputs go in
 // by its methods, work comes out of ready. One goroutine owns it, or a
 // simulation.
+//
+// A batch is appended by the leader of the term that it was made in, or never:
+// a follower sends it to the leader that it knows together with the term, and a
+// leader takes none of another term. Terms in the log only grow, so when an
+// entry of a later term is committed, the batches of earlier terms that have
+// not come by then never will, and they are proposed once more. A change of
+// leaders thus loses no proposal and repeats none.
 type core struct {
+	id        uint64
 	raft      *raft.RawNode
 	logger    *zap.Logger
 	proposer  uint64
 	batchMax  int
 	retryRead time.Duration
+	termOf    func(index uint64) (uint64, error) // of an entry in the log
 
 	proposals []proposal // not yet in a batch
 	sequence  uint64     // of the last batch
-	inflight  []batch    // proposed and not applied, oldest first
+	// inflight are the batches proposed and not applied, oldest first, so that
+	// their terms do not fall.
+	inflight []batch
 	// unstable counts the batches of this leader that are not yet on its disk.
 	// A new one is made when there is none, so batches grow while the disk works.
 	unstable uint64
+	ticked   bool          // since the last batch was sent to a leader
+	adopted  []*pb.Message // batches of other members that this leader has not appended yet
+	outbox   []*pb.Message // for other members
 
 	readers []read // waiting for the next round
 	round   *round // in flight
@@ -92,14 +120,22 @@ type core struct {
 	failed   uint64 // proposals among the failures so far
 	lead     uint64
 	state    raft.StateType
-	settled  bool                               // this leader has an entry of its term committed
-	term     func(index uint64) (uint64, error) // of an entry in the log
+	elected  bool // and the first entries of the term are not yet appended
+	settled  bool // this leader has an entry of its term committed
+
+	applied    uint64        // raft was told that entries up to here are applied
+	conf       *pb.ConfState // as of applied
+	changeFrom uint64        // raft takes no further change of the membership before this entry is applied
+	received   uint64        // index of the last snapshot that raft took from another member
+	lost       int           // ticks until this member stands for election, because the leader's process has gone; 0: it does not
 }
 
 func (c *core) tick(now time.Time) {
 	c.raft.Tick()
+	c.ticked = true
+	c.succeed()
 	c.expire(now)
-	if c.round != nil && now.Sub(c.round.sent) >= c.retryRead {
+	if c.round != nil && now.Sub(c.round.sent) >= c.retryRead && c.commitIsKnown() {
 		// Raft drops a request without a word when it loses its leader.
 		c.round.sent = now
 		c.requestReadIndex()
@@ -108,21 +144,136 @@ func (c *core) tick(now time.Time) {
 
 // step feeds a message from a peer, or a response to an output.
 func (c *core) step(m *pb.Message) {
+	switch m.GetType() {
+	case pb.MsgProp:
+		if len(c.adopted) < maxAdopted {
+			c.adopted = append(c.adopted, m)
+		}
+		return
+	case pb.MsgStorageApplyResp:
+		if n := len(m.Entries); n > 0 {
+			c.applied = max(c.applied, m.Entries[n-1].GetIndex())
+		}
+	case pb.MsgStorageAppendResp:
+		if m.Snapshot != nil {
+			c.applied = max(c.applied, m.Snapshot.GetMetadata().GetIndex())
+		}
+	}
 	if err := c.raft.Step(m); err != nil && !errors.Is(err, raft.ErrProposalDropped) {
 		c.logger.Debug("raft: message not taken", zap.Stringer("type", m.GetType()), zap.Error(err))
 	}
 }
 
+// changed makes an applied change of the membership known to raft.
+func (c *core) changed(cc *pb.ConfChange) { c.conf = c.raft.ApplyConfChange(cc) }
+
 // stable notes that an append with n entries is on disk.
 func (c *core) stable(n uint64) { c.unstable -= min(n, c.unstable) }
 
-// propose makes one batch of the waiting proposals, when the log is free for it.
+// propose hands on what may be: other members' batches, and one of this member.
 func (c *core) propose() {
-	if len(c.proposals) == 0 || c.lead == raft.None || c.unstable > 0 {
+	c.adopt()
+	if len(c.proposals) == 0 {
 		return
 	}
-	size, n := batchHeaderLen, 0
-	for n < len(c.proposals) {
+	// What ready told may be a step old; a batch must carry the truth.
+	b := c.raft.BasicStatus()
+	leads := b.RaftState == raft.StateLeader
+	if c.refuseOutdated(leads, b.GetTerm()); len(c.proposals) == 0 || b.Lead == raft.None {
+		return
+	}
+	if leads && c.unstable > 0 || !leads && len(c.inflight) >= maxForwarded && !c.ticked {
+		return
+	}
+	n, e, err := c.nextEntry(leads)
+	if err != nil {
+		c.logger.Error("a proposal cannot be encoded", zap.Error(err)) // and will expire
+		return
+	}
+	if e == nil {
+		return
+	}
+	m := &pb.Message{Type: pb.MsgProp.Enum(), From: &c.id, Entries: []*pb.Entry{e}}
+	if leads {
+		if c.raft.Step(m) != nil {
+			return // leadership is being passed on: they stay and are tried again
+		}
+		c.noteChange(e)
+	} else {
+		m.To, m.Term = &b.Lead, new(b.GetTerm())
+		c.outbox = append(c.outbox, m)
+		c.ticked = false
+	}
+	c.sequence++
+	c.inflight = append(c.inflight, batch{c.sequence, b.GetTerm(), c.proposals[:n:n]})
+	c.proposals = c.proposals[n:]
+	if len(c.proposals) == 0 {
+		c.proposals = nil // the array belongs to the batches now
+	}
+}
+
+// adopt has raft append the batches of other members, if this member leads in
+// their term.
+func (c *core) adopt() {
+	if len(c.adopted) == 0 {
+		return
+	}
+	b := c.raft.BasicStatus()
+	keep := c.adopted[:0]
+	for _, m := range c.adopted {
+		if b.RaftState != raft.StateLeader || m.GetTerm() != b.GetTerm() {
+			continue
+		}
+		if m.Entries[0].GetType() == pb.EntryConfChange && !c.mayChange() {
+			keep = append(keep, m)
+			continue
+		}
+		local := &pb.Message{Type: pb.MsgProp.Enum(), From: m.From, Entries: m.Entries}
+		if c.raft.Step(local) != nil {
+			keep = append(keep, m)
+			continue
+		}
+		c.noteChange(m.Entries[0])
+	}
+	clear(c.adopted[len(keep):])
+	c.adopted = keep
+}
+
+// mayChange reports whether raft would append a change of the membership; it
+// replaces one by an empty entry while another may still be unapplied.
+func (c *core) mayChange() bool { return c.applied >= c.changeFrom }
+
+// noteChange remembers that raft has taken an entry that changes the membership.
+// Its index is known when the entry comes to be written.
+func (c *core) noteChange(e *pb.Entry) {
+	if e.GetType() == pb.EntryConfChange {
+		c.changeFrom = math.MaxUint64
+	}
+}
+
+// refuseOutdated fails the proposals that are only for a leader of another term.
+func (c *core) refuseOutdated(leads bool, term uint64) {
+	c.proposals = slices.DeleteFunc(c.proposals, func(p proposal) bool {
+		outdated := p.term != 0 && (!leads || p.term != term)
+		if outdated {
+			c.failProposal(p, ErrNotLeader)
+		}
+		return outdated
+	})
+}
+
+// nextEntry makes an entry of the first n proposals. It returns none if they
+// have to wait.
+func (c *core) nextEntry(leads bool) (n int, _ *pb.Entry, _ error) {
+	if change := c.proposals[0].change; change != nil {
+		if leads && !c.mayChange() {
+			return 0, nil, nil
+		}
+		data, err := encodeChange(change, c.proposer, c.sequence+1)
+		return 1, &pb.Entry{Type: pb.EntryConfChange.Enum(), Data: data}, err
+	}
+	size := batchHeaderLen
+	for n < len(c.proposals) && c.proposals[n].change == nil {
 		size += len(c.proposals[n].command) + binary.MaxVarintLen32
 		if n > 0 && size > c.batchMax {
 			break
@@ -133,35 +284,53 @@ func (c *core) propose() {
 	for _, p := range c.proposals[:n] {
 		b = appendCommand(b, p.command)
 	}
-	if err := c.raft.Propose(b); err != nil {
-		return // no leader, or its queue is full: they stay and are tried again
-	}
-	c.sequence++
-	c.inflight = append(c.inflight, batch{c.sequence, c.proposals[:n:n]})
-	c.proposals = c.proposals[n:]
-	if len(c.proposals) == 0 {
-		c.proposals = nil // the array belongs to the batches now
-	}
+	return n, &pb.Entry{Data: b}, nil
 }
 
 // apply finds the callers of the entries that m asks to apply.
 func (c *core) apply(m *pb.Message) apply {
 	a := apply{message: m, callers: make([][]proposal, len(m.Entries))}
 	for i, e := range m.Entries {
-		if e.GetType() != pb.EntryNormal || len(e.Data) < batchHeaderLen {
-			continue
-		}
-		if proposer, sequence := batchOrigin(e.Data); proposer == c.proposer {
+		c.repropose(e.GetTerm())
+		if proposer, sequence, ok := entryOrigin(e); ok && proposer == c.proposer {
 			a.callers[i] = c.take(sequence)
 		}
 	}
 	return a
 }
 
+// repropose puts the batches of terms before the given one, of which an entry is
+// committed, back in front of what waits: they are not in the log and never will be.
+func (c *core) repropose(term uint64) {
+	n := 0
+	var again []proposal
+	for ; n < len(c.inflight) && c.inflight[n].term < term; n++ {
+		again = append(again, c.inflight[n].callers...)
+	}
+	if n > 0 {
+		c.inflight = slices.Delete(c.inflight, 0, n)
+		c.proposals = append(again, c.proposals...)
+	}
+}
+
+// forget fails the batches whose outcome will not be seen here, because the
+// state of a snapshot, of the given term, takes the place of their entries.
+func (c *core) forget(term uint64) {
+	c.inflight = slices.DeleteFunc(c.inflight, func(b batch) bool {
+		if b.term > term {
+			return false
+		}
+		for _, p := range b.callers {
+			c.failProposal(p, ErrTimeout)
+		}
+		return true
+	})
+}
+
 // take returns and forgets the callers of a batch.
 func (c *core) take(sequence uint64) []proposal {
-	// Batches are applied in the order of their making, but for those that a
-	// change of leader lost: what is looked for stands in front.
+	// Batches are applied in the order of their making, but for those that were
+	// lost on their way to the leader: what is looked for stands in front.
 	for i, b := range c.inflight {
 		if b.sequence == sequence {
 			c.inflight = slices.Delete(c.inflight, i, i+1)
@@ -192,7 +361,7 @@ func (c *core) commitIsKnown() bool {
 		return true
 	}
 	b := c.raft.BasicStatus()
-	term, err := c.term(b.GetCommit())
+	term, err := c.termOf(b.GetCommit())
 	c.settled = err == nil && term == b.GetTerm()
 	return c.settled
 }
@@ -277,11 +446,7 @@ func (c *core) ready() output {
 	var out output
 	rd := c.raft.Ready()
 	if rd.SoftState != nil {
-		c.lead, c.state = rd.Lead, rd.RaftState
-		c.settled = false
-		if c.state != raft.StateLeader {
-			c.unstable = 0
-		}
+		c.turn(rd.Lead, rd.RaftState)
 	}
 	for _, rs := range rd.ReadStates {
 		if c.round != nil && len(rs.RequestCtx) == 16 &&
@@ -296,6 +461,17 @@ func (c *core) ready() output {
 		case raft.LocalAppendThread:
 			if c.state == raft.StateLeader {
 				c.unstable += uint64(len(m.Entries))
+				for _, e := range m.Entries {
+					// Raft assumes that what was in the log before this leader could be a change.
+					if c.elected || e.GetType() == pb.EntryConfChange {
+						c.changeFrom, c.elected = e.GetIndex(), false
+					}
+				}
+			}
+			if m.Snapshot != nil && !raft.IsEmptySnap(m.Snapshot) {
+				meta := m.Snapshot.GetMetadata()
+				c.received, c.conf = meta.GetIndex(), meta.GetConfState()
+				c.forget(meta.GetTerm())
 			}
 			out.appends = append(out.appends, m)
 		case raft.LocalApplyThread:
@@ -304,11 +480,72 @@ func (c *core) ready() output {
 			out.peers = append(out.peers, m)
 		}
 	}
+	out.peers = append(out.peers, c.outbox...)
+	c.outbox = nil
 	out.failures, c.failures = c.failures, nil
 	return out
 }
 
-func (c *core) hasReady() bool { return len(c.failures) > 0 || c.raft.HasReady() }
+// turn notes who leads and what this member is.
+func (c *core) turn(lead uint64, state raft.StateType) {
+	c.elected = state == raft.StateLeader && c.state != raft.StateLeader
+	c.lead, c.state = lead, state
+	c.settled = false
+	if state != raft.StateLeader {
+		c.unstable = 0
+	}
+	if lead == raft.None {
+		return
+	}
+	c.lost = 0
+	if c.round != nil && c.commitIsKnown() {
+		c.requestReadIndex() // the leader before may have taken it with him
+	}
+}
+
+// gone notes that a member's process has ended. When it led, nobody has to wait
+// for an election timeout: the first voter stands soon, the others follow one
+// after another if that fails.
+func (c *core) gone(id uint64) {
+	if c.lead != id || id == c.id {
+		return
+	}
+	rank := slices.Index(slices.DeleteFunc(slices.Sorted(slices.Values(c.conf.GetVoters())), func(v uint64) bool { return v == id }), c.id)
+	if rank < 0 {
+		return // a learner
+	}
+	if err := c.raft.ForgetLeader(); err != nil {
+		return
+	}
+	c.lost = 1 + 2*rank
+}
+
+// succeed stands for election when it is this member's turn after a leader has
+// gone.
+func (c *core) succeed() {
+	if c.lost == 0 {
+		return
+	}
+	if c.lost--; c.lost == 0 && c.raft.BasicStatus().Lead == raft.None {
+		if err := c.raft.Campaign(); err != nil {
+			c.logger.Debug("raft: no campaign", zap.Error(err))
+		}
+	}
+}
+
+func (c *core) hasReady() bool {
+	return len(c.failures) > 0 || len(c.outbox) > 0 || c.raft.HasReady()
+}
+
+// snapshot is what raft says of the state that a lagging member is to be sent.
+// The state itself is taken when it is sent, and then is this one or a later one.
+func (c *core) snapshot() (*pb.Snapshot, error) {
+	term, err := c.termOf(c.applied)
+	if err != nil || c.applied == 0 {
+		return nil, raft.ErrSnapshotTemporarilyUnavailable
+	}
+	return &pb.Snapshot{Metadata: &pb.SnapshotMetadata{Index: new(c.applied), Term: &term, ConfState: c.conf}}, nil
+}
 
 // raftLogger passes raft's lines to zap.
 type raftLogger struct{ *zap.SugaredLogger }
@@ -320,8 +557,12 @@ func (l raftLogger) Warningf(format string, v ...any) { l.Warnf(format, v...) }
 // an error of that. Owned by the goroutine that owns the core.
 type storage struct {
 	*wal.Log
-	failed error // the read that failed
+	failed   error // the read that failed
+	snapshot func() (*pb.Snapshot, error)
 }
+
+// Snapshot implements raft.Storage.
+func (s *storage) Snapshot() (*pb.Snapshot, error) { return s.snapshot() }
 
 // Entries implements raft.Storage.
 func (s *storage) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
@@ -361,6 +602,8 @@ func newRaft(cfg *Config, log *storage, applied uint64) (*raft.RawNode, error) {
 		CheckQuorum:               true,
 		PreVote:                   cfg.PreVote,
 		ReadOnlyOption:            raft.ReadOnlySafe,
+		DisableProposalForwarding: true, // core does it, with the term
+		StepDownOnRemoval:         true,
 		Logger:                    raftLogger{cfg.Logger.Sugar()},
 	})
 	if err != nil {

@@ -52,7 +52,7 @@ func openMember(t testing.TB, fs vfs.FS, create bool) *member {
 	}
 	m.machine, err = machine.Open(machine.Options{Engine: m.engine, Logger: zap.NewNop()})
 	must(t, err)
-	cfg := config(m.log, m.machine)
+	cfg := config(m.log, alone{m.machine})
 	cfg.FlushEntries = 50
 	m.node = start(t, cfg)
 	failEarly.Store(m.node)
@@ -263,3 +263,8 @@ func TestFullDisk(t *testing.T) {
 		})
 	}
 }
+
+// alone is the machine of a member that nobody sends a snapshot.
+type alone struct{ *machine.Machine }
+
+func (alone) Install(index, _ uint64) error { return fmt.Errorf("a snapshot of entry %d", index) }

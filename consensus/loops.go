@@ -2,15 +2,19 @@ package consensus
 
 import (
 	"fmt"
+	"math"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/machine"
 )
 
 // appendLoop writes what raft wants on disk, all that waits in one write, and
-// then lets raft know.
+// then lets raft and the other members know.
 func (n *Node) appendLoop() error {
 	var unsaved *pb.HardState // a commit index that waits for the next write
 	for {
@@ -20,19 +24,90 @@ func (n *Node) appendLoop() error {
 		case <-n.appends.wake:
 		}
 		messages := n.appends.take()
-		if len(messages) > 0 {
-			in, hs, err := n.appendMessages(messages, unsaved)
+		for rest := messages; len(rest) > 0; {
+			size, err := n.appendSome(rest, &unsaved)
 			if err != nil {
 				return err
 			}
-			unsaved = hs
-			n.inbox.put(in)
-			n.appends.recycle(messages)
+			rest = rest[size:]
 		}
+		n.appends.recycle(messages)
 		if err := n.cfg.Log.Compact(n.cutTo.Load()); err != nil {
 			return err
 		}
 	}
+}
+
+// appendSome writes the first messages in one write and passes on their
+// responses. A snapshot is a write of its own. It returns how many they were.
+func (n *Node) appendSome(messages []*pb.Message, unsaved **pb.HardState) (size int, err error) {
+	snapshot := func(m *pb.Message) bool { return m.Snapshot != nil && !raft.IsEmptySnap(m.Snapshot) }
+	if size = slices.IndexFunc(messages, snapshot); size < 0 {
+		size = len(messages)
+	}
+	if size == 0 {
+		size = 1
+		if err := n.reset(messages[0], *unsaved); err != nil {
+			return 0, err
+		}
+		*unsaved = nil
+	}
+	in, hs, err := n.appendMessages(messages[:size], *unsaved)
+	if err != nil {
+		return 0, err
+	}
+	*unsaved = hs
+	n.respond(in)
+	return size, nil
+}
+
+// respond passes on what the messages that raft gave to the log ask to be told
+// when they are on disk: to raft itself, or to other members.
+func (n *Node) respond(in input) {
+	var peers []*pb.Message
+	in.messages = slices.DeleteFunc(in.messages, func(m *pb.Message) bool {
+		other := m.GetTo() != n.cfg.ID
+		if other {
+			peers = append(peers, m)
+		}
+		return other
+	})
+	if len(peers) > 0 {
+		n.cfg.Peers.Send(peers)
+	}
+	n.inbox.put(in)
+}
+
+// reset begins the log anew after a snapshot that has been received, and then
+// installs it. The write to the log decides: a crash after it leads to the
+// snapshot's state, one before it to the old one.
+func (n *Node) reset(m *pb.Message, unsaved *pb.HardState) error {
+	hs := unsaved
+	if m.Term != nil {
+		hs = &pb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
+	}
+	if hs == nil {
+		saved, _, err := n.cfg.Log.InitialState()
+		if err != nil {
+			return err
+		}
+		hs = saved
+	}
+	meta := m.Snapshot.GetMetadata()
+	if hs.GetCommit() < meta.GetIndex() {
+		hs = &pb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: new(meta.GetIndex())}
+	}
+	n.cfg.Logger.Info("consensus: installing a snapshot", zap.Uint64("index", meta.GetIndex()), zap.Uint64("term", meta.GetTerm()))
+	if err := n.cfg.Log.Reset(hs, meta.GetIndex(), meta.GetTerm()); err != nil {
+		return err
+	}
+	i := &install{meta.GetIndex(), meta.GetTerm(), make(chan struct{})}
+	n.applies.put(applyWork{install: i})
+	select {
+	case <-i.done:
+	case <-n.stop:
+	}
+	return nil
 }
 
 // appendMessages writes the messages' entries and hard states. A hard state
@@ -46,10 +121,6 @@ func (n *Node) appendMessages(messages []*pb.Message, unsaved *pb.HardState) (in
 	hs = unsaved
 	var entries []*pb.Entry
 	for _, m := range messages {
-		if m.Snapshot != nil && !raft.IsEmptySnap(m.Snapshot) {
-			return input{}, nil, fmt.Errorf("consensus: a snapshot for entry %d came from member %x, and this member takes none",
-				m.Snapshot.GetMetadata().GetIndex(), m.GetFrom())
-		}
 		if m.Term != nil {
 			hs = &pb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
 		}
@@ -89,8 +160,19 @@ func (n *Node) applyLoop() error {
 				barriers = append(barriers, w.barrier)
 			}
 		}
-		if err := n.applyAll(work); err != nil {
-			return err
+		for rest := work; len(rest) > 0; {
+			size := slices.IndexFunc(rest, func(w applyWork) bool { return w.install != nil })
+			if size < 0 {
+				size = len(rest)
+			}
+			err := n.applyAll(rest[:size])
+			if size == 0 {
+				size, err = 1, n.installSnapshot(rest[0].install)
+			}
+			if err != nil {
+				return err
+			}
+			rest = rest[size:]
 		}
 		n.applies.recycle(work)
 		waiting := barriers[:0]
@@ -108,9 +190,20 @@ func (n *Node) applyLoop() error {
 	}
 }
 
+// installSnapshot has the machine replaced.
+func (n *Node) installSnapshot(i *install) error {
+	if err := n.cfg.Machine.Install(i.index, i.term); err != nil {
+		return fmt.Errorf("consensus: install the snapshot of entry %d: %w", i.index, err)
+	}
+	n.applied.Store(i.index)
+	n.flushFrom = i.index
+	close(i.done)
+	return nil
+}
+
 // applyAll applies the entries in work and answers their callers.
 func (n *Node) applyAll(work []applyWork) error {
-	entries, responses, err := collect(work)
+	entries, in, err := collect(work)
 	if err == nil && len(entries) == 0 {
 		return nil
 	}
@@ -127,11 +220,12 @@ func (n *Node) applyAll(work []applyWork) error {
 		return err
 	}
 	n.applied.Store(entries[len(entries)-1].Index)
-	n.inbox.put(input{messages: responses})
+	in.changes = accepted(entries, results, in.changes)
+	n.inbox.put(in)
 	i := 0
 	for _, w := range work {
 		for _, callers := range w.callers {
-			commands := len(entries[i].Commands)
+			commands := answers(&entries[i])
 			if callers != nil && len(callers) != commands {
 				panic(fmt.Sprintf("consensus: entry %d has %d commands and %d callers", entries[i].Index, commands, len(callers)))
 			}
@@ -145,23 +239,53 @@ func (n *Node) applyAll(work []applyWork) error {
 	return n.flushIfDue()
 }
 
+// answers is how many results an entry has.
+func answers(e *machine.Entry) int {
+	if e.Change != nil {
+		return 1
+	}
+	return len(e.Commands)
+}
+
+// accepted returns those of the changes, which are the entries' in order, that
+// the machine has not rejected.
+func accepted(entries []machine.Entry, results []machine.Result, changes []*pb.ConfChange) []*pb.ConfChange {
+	if len(changes) == 0 {
+		return nil
+	}
+	var kept []*pb.ConfChange
+	for i := range entries {
+		if entries[i].Change != nil {
+			if results[0].Err == nil {
+				kept = append(kept, changes[0])
+			}
+			changes = changes[1:]
+		}
+		results = results[answers(&entries[i]):]
+	}
+	return kept
+}
+
 // collect returns the entries in work, and what raft is to be told when they
 // are applied.
-func collect(work []applyWork) (entries []machine.Entry, responses []*pb.Message, err error) {
+func collect(work []applyWork) (entries []machine.Entry, in input, err error) {
 	for _, w := range work {
 		if w.message == nil {
 			continue
 		}
 		for _, e := range w.message.Entries {
-			entry, err := decodeEntry(e)
+			entry, change, err := decodeEntry(e)
 			if err != nil {
-				return nil, nil, err
+				return nil, input{}, err
 			}
 			entries = append(entries, entry)
+			if change != nil {
+				in.changes = append(in.changes, change)
+			}
 		}
-		responses = append(responses, w.message.Responses...)
+		in.messages = append(in.messages, w.message.Responses...)
 	}
-	return entries, responses, nil
+	return entries, in, nil
 }
 
 func failCallers(all [][]proposal) {
@@ -172,20 +296,20 @@ func failCallers(all [][]proposal) {
 	}
 }
 
-func decodeEntry(e *pb.Entry) (machine.Entry, error) {
-	m := machine.Entry{Index: e.GetIndex(), Term: e.GetTerm()}
-	if e.GetType() != pb.EntryNormal {
-		return m, fmt.Errorf("consensus: entry %d changes the membership, which this version does not do", m.Index)
+func decodeEntry(e *pb.Entry) (m machine.Entry, change *pb.ConfChange, err error) {
+	m = machine.Entry{Index: e.GetIndex(), Term: e.GetTerm()}
+	switch {
+	case e.GetType() == pb.EntryConfChange:
+		change, m.Change, err = decodeChange(e.Data)
+	case e.GetType() != pb.EntryNormal:
+		err = fmt.Errorf("entries of type %v are unknown", e.GetType())
+	case len(e.Data) > 0: // else it is a new leader's
+		m.Commands, err = decodeBatch(e.Data)
 	}
-	if len(e.Data) == 0 {
-		return m, nil // a new leader's
-	}
-	commands, err := decodeBatch(e.Data)
 	if err != nil {
-		return m, fmt.Errorf("consensus: entry %d: %w", m.Index, err)
+		return m, nil, fmt.Errorf("consensus: entry %d: %w", m.Index, err)
 	}
-	m.Commands = commands
-	return m, nil
+	return m, change, nil
 }
 
 // flushIfDue asks for the machine's state to become durable when enough
@@ -201,7 +325,7 @@ func (n *Node) flushIfDue() error {
 }
 
 // trimLoop follows what is durable in the machine and lets the log be cut
-// below it, but for what slow followers may still ask for.
+// below it, but for what slow members may still ask for.
 func (n *Node) trimLoop() error {
 	for {
 		select {
@@ -213,9 +337,40 @@ func (n *Node) trimLoop() error {
 		if err != nil {
 			return fmt.Errorf("consensus: %w", err)
 		}
-		if durable > n.cfg.KeepEntries && durable-n.cfg.KeepEntries > n.cutTo.Load() {
-			n.cutTo.Store(durable - n.cfg.KeepEntries)
+		if cut := n.cut(durable); cut > n.cutTo.Load() {
+			n.cutTo.Store(cut)
 			n.appends.put() // wakes the goroutine that owns the log
 		}
+	}
+}
+
+// cut returns the index up to which the log can go when the machine is durable
+// up to another: so many entries stay for members that lag a little, more if a
+// member of this leader's needs them, but never more than a number of bytes.
+func (n *Node) cut(durable uint64) uint64 {
+	need := n.needed.Load()
+	cut := need.index
+	if durable > n.cfg.KeepEntries {
+		cut = min(cut, durable-n.cfg.KeepEntries)
+	} else {
+		cut = 0
+	}
+	return min(durable, max(cut, n.cfg.Log.Within(max(n.cfg.KeepBytes, need.bytes))))
+}
+
+// noteNeed looks at how far this leader's members are.
+func (n *Node) noteNeed() {
+	d := &need{index: math.MaxUint64}
+	if n.core.state == raft.StateLeader {
+		n.core.raft.WithProgress(func(_ uint64, _ raft.ProgressType, p tracker.Progress) {
+			at := p.Match
+			if p.State == tracker.StateSnapshot {
+				at, d.bytes = max(at, p.PendingSnapshot), maxKeptForSnapshot
+			}
+			d.index = min(d.index, at)
+		})
+	}
+	if *d != *n.needed.Load() {
+		n.needed.Store(d)
 	}
 }

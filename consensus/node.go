@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"runtime/pprof"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,9 @@ var (
 	ErrTooManyRequests = errors.New("consensus: too many requests")
 	// ErrNoLeader says that no leader is known.
 	ErrNoLeader = errors.New("consensus: no leader")
+	// ErrNotLeader says that this member does not lead, or no longer in the term
+	// that the call is for.
+	ErrNotLeader = errors.New("consensus: not the leader")
 )
 
 // Bounds on what waits here.
@@ -50,6 +54,15 @@ const (
 	maxWaitingBytes = 256 << 20
 	// readRetry is how long a read-index round may take before it is asked again.
 	readRetry = 500 * time.Millisecond
+	// maxInbound is the size of messages from other members that may wait.
+	maxInbound = 256 << 20
+	// messageOverhead is what a message counts beside its entries.
+	messageOverhead = 256
+	// defaultKeepBytes is Config.KeepBytes.
+	defaultKeepBytes = 256 << 20
+	// maxKeptForSnapshot bounds the log that is kept while a snapshot is under
+	// way, after which the member that gets it needs the entries since.
+	maxKeptForSnapshot = 2 << 30
 	// closePatience is how long Close waits for a failed node.
 	closePatience = 10 * time.Second
 )
@@ -68,18 +81,35 @@ type StateMachine interface {
 	Flushed() <-chan struct{}
 	// StartFlush makes DurableIndex move to what is applied now, in its own time.
 	StartFlush() error
+	// Install replaces the state by that of the received snapshot of the entry
+	// with the index and term. It is called like Apply. The log names the snapshot
+	// by then: a crash before Install has ended must lead to the same state.
+	Install(index, term uint64) error
 }
 
-// Config configures Start. All fields are required.
+// Peers sends messages to other members.
+type Peers interface {
+	// Send does not wait. What cannot be sent is dropped and told to
+	// Node.Unreachable; how a snapshot went, to Node.SnapshotSent.
+	Send([]*pb.Message)
+}
+
+// Config configures Start. All fields are required, except that Peers may be nil
+// for a member that stays alone.
 type Config struct {
 	ID      uint64
 	Log     *wal.Log
 	Machine StateMachine
-	Voters  []uint64
+	Peers   Peers
+	// Voters and Learners are the members as of what the machine has applied;
+	// none for a member that has yet to be sent a state.
+	Voters, Learners []uint64
 	// Tick is the length of a heartbeat interval.
 	Tick          time.Duration
 	ElectionTicks int
 	PreVote       bool
+	// AdvanceElection shortens the wait for the first election.
+	AdvanceElection bool
 	// RequestTimeout ends proposals and reads whose outcome is not known.
 	RequestTimeout time.Duration
 	// FlushEntries is the number of entries after which the machine's state is
@@ -87,7 +117,10 @@ type Config struct {
 	FlushEntries uint64
 	// KeepEntries is how many applied entries the log keeps for slow followers.
 	KeepEntries uint64
-	Logger      *zap.Logger
+	// KeepBytes bounds the log that is kept for members that lag, which beyond it
+	// are sent a snapshot; 0 means 256 MiB.
+	KeepBytes int64
+	Logger    *zap.Logger
 }
 
 // Status is a member's view of consensus at an instant.
@@ -109,6 +142,8 @@ type Node struct {
 	proposals *mailbox[proposal]
 	reads     *mailbox[read]
 	inbox     *mailbox[input]
+	calls     *mailbox[func(*core)]
+	inbound   *allowance
 	appends   *mailbox[*pb.Message]
 	applies   *mailbox[applyWork]
 
@@ -118,6 +153,7 @@ type Node struct {
 	applied      atomic.Uint64
 	flushFrom    uint64        // Owned by apply: where the last flush was asked for.
 	cutTo        atomic.Uint64 // entries up to here may leave the log
+	needed       atomic.Pointer[need]
 	failed       atomic.Uint64 // see FailedProposals
 	status       atomic.Pointer[Status]
 	leaderMoved  chan struct{} // capacity 1
@@ -132,13 +168,30 @@ type Node struct {
 // input is something for the core from the other goroutines.
 type input struct {
 	messages []*pb.Message
-	stable   uint64 // entries that an append has put on disk
+	stable   uint64           // entries that an append has put on disk
+	changes  []*pb.ConfChange // applied; before the messages
+	size     int              // that counts as inbound
 }
 
-// applyWork is for the apply goroutine: entries, or readers waiting for an index.
+// applyWork is for the apply goroutine: entries, readers waiting for an index,
+// or a snapshot to install.
 type applyWork struct {
 	apply
 	barrier *barrier
+	install *install
+}
+
+// install is a received snapshot that takes the place of the machine's state.
+type install struct {
+	index, term uint64
+	done        chan struct{} // closed when it has
+}
+
+// need is what of the log other members may still ask this leader for: the
+// entries after index, kept up to a size.
+type need struct {
+	index uint64
+	bytes int64
 }
 
 // Start starts a member whose log and machine are open.
@@ -152,6 +205,12 @@ func Start(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	log := &storage{Log: cfg.Log}
+	if cfg.Peers == nil {
+		cfg.Peers = noPeers{}
+	}
+	if cfg.KeepBytes == 0 {
+		cfg.KeepBytes = defaultKeepBytes
+	}
 	rn, err := newRaft(&cfg, log, applied)
 	if err != nil {
 		return nil, err
@@ -167,20 +226,27 @@ func Start(cfg Config) (*Node, error) {
 		proposals:   newMailbox[proposal](wake),
 		reads:       newMailbox[read](wake),
 		inbox:       newMailbox[input](wake),
+		calls:       newMailbox[func(*core)](wake),
+		inbound:     newAllowance(maxInbound),
 		appends:     newMailbox[*pb.Message](make(chan struct{}, 1)),
 		applies:     newMailbox[applyWork](make(chan struct{}, 1)),
 		leaderMoved: make(chan struct{}, 1),
 		stop:        make(chan struct{}),
 		done:        make(chan struct{}),
 		core: &core{
+			id:        cfg.ID,
 			raft:      rn,
 			logger:    cfg.Logger,
 			proposer:  binary.BigEndian.Uint64(id[:]),
 			batchMax:  maxBatchBytes,
 			retryRead: readRetry,
-			term:      cfg.Log.Term,
+			termOf:    cfg.Log.Term,
+			applied:   applied,
+			conf:      confState(&cfg),
 		},
 	}
+	log.snapshot = n.core.snapshot
+	n.needed.Store(&need{index: math.MaxUint64})
 	n.applied.Store(applied)
 	n.flushFrom = applied
 	n.status.Store(&Status{ID: cfg.ID, Applied: applied})
@@ -188,6 +254,10 @@ func Start(cfg Config) (*Node, error) {
 		// No one else can lead: do not wait for an election timeout.
 		if err := log.guard(rn.Campaign); err != nil {
 			return nil, fmt.Errorf("consensus: %w", err)
+		}
+	} else if cfg.AdvanceElection {
+		for range cfg.ElectionTicks - 1 {
+			rn.Tick()
 		}
 	}
 	run := func() error { return log.guard(n.run) }
@@ -209,6 +279,14 @@ func Start(cfg Config) (*Node, error) {
 	}()
 	return n, nil
 }
+
+func confState(cfg *Config) *pb.ConfState {
+	return &pb.ConfState{Voters: cfg.Voters, Learners: cfg.Learners}
+}
+
+type noPeers struct{}
+
+func (noPeers) Send([]*pb.Message) {}
 
 // CheckLog reports why a log and a machine that has applied so far do not
 // belong together. Start checks it too; it can be checked before anything is
@@ -246,7 +324,7 @@ func prepareLog(cfg *Config, applied uint64) error {
 	if err := CheckLog(cfg.Log, applied); err != nil {
 		return err
 	}
-	cfg.Log.SetConfState(&pb.ConfState{Voters: cfg.Voters})
+	cfg.Log.SetConfState(confState(cfg))
 	hs, _, err := cfg.Log.InitialState()
 	if err != nil {
 		return err
@@ -263,25 +341,39 @@ func prepareLog(cfg *Config, applied uint64) error {
 // must not be held up, with what the machine returned or with an error of this
 // package. The command must not be changed until then.
 func (n *Node) Propose(command []byte, done func(machine.Result)) {
+	n.submit(proposal{command: command, done: done}, len(command))
+}
+
+// ProposeInTerm is Propose for a command that only the leader of the term may
+// decide on. It gets ErrNotLeader, and has no effect, when this member is not.
+func (n *Node) ProposeInTerm(term uint64, command []byte, done func(machine.Result)) {
+	n.submit(proposal{command: command, term: term, done: done}, len(command))
+}
+
+// ProposeChange is Propose for a change of the membership.
+func (n *Node) ProposeChange(change *machine.Change, done func(machine.Result)) {
+	n.submit(proposal{change: change, done: done}, 0)
+}
+
+func (n *Node) submit(p proposal, size int) {
+	done := p.done
 	if err := n.admit(&n.waiting); err != nil {
 		done(machine.Result{Err: err})
 		return
 	}
-	if n.waitingBytes.Add(int64(len(command))) > maxWaitingBytes {
-		n.waitingBytes.Add(-int64(len(command)))
+	if n.waitingBytes.Add(int64(size)) > maxWaitingBytes {
+		n.waitingBytes.Add(-int64(size))
 		n.waiting.Add(-1)
 		done(machine.Result{Err: ErrTooManyRequests})
 		return
 	}
-	n.proposals.put(proposal{
-		command:  command,
-		deadline: time.Now().Add(n.cfg.RequestTimeout),
-		done: func(r machine.Result) {
-			n.waiting.Add(-1)
-			n.waitingBytes.Add(-int64(len(command)))
-			done(r)
-		},
-	})
+	p.deadline = time.Now().Add(n.cfg.RequestTimeout)
+	p.done = func(r machine.Result) {
+		n.waiting.Add(-1)
+		n.waitingBytes.Add(-int64(size))
+		done(r)
+	}
+	n.proposals.put(p)
 	n.settleIfStopped()
 }
 
@@ -338,7 +430,8 @@ func (n *Node) Status() Status {
 // not known in time.
 func (n *Node) FailedProposals() uint64 { return n.failed.Load() }
 
-// LeaderMoved receives when Status has another leader. It has one receiver.
+// LeaderMoved receives when Status has another leader, or the same in another
+// term. It has one receiver.
 func (n *Node) LeaderMoved() <-chan struct{} { return n.leaderMoved }
 
 // Stopping is closed as soon as the node acknowledges nothing more, by Close or
@@ -392,6 +485,7 @@ func (n *Node) finish() {
 		}
 	}
 	n.settleMail()
+	n.inbound.close()
 }
 
 func (n *Node) settleMail() {
@@ -418,16 +512,10 @@ func (n *Node) run() error {
 			return nil
 		case now := <-ticker.C:
 			n.core.tick(now)
+			n.noteNeed()
 		case <-n.wake:
 		}
-		ins := n.inbox.take()
-		for _, in := range ins {
-			n.core.stable(in.stable)
-			for _, m := range in.messages {
-				n.core.step(m)
-			}
-		}
-		n.inbox.recycle(ins)
+		n.input()
 		ps := n.proposals.take()
 		n.core.proposals = append(n.core.proposals, ps...)
 		n.proposals.recycle(ps)
@@ -445,8 +533,34 @@ func (n *Node) run() error {
 	}
 }
 
+// input feeds the core with what has come from the other goroutines and members.
+func (n *Node) input() {
+	ins := n.inbox.take()
+	size := 0
+	for _, in := range ins {
+		n.core.stable(in.stable)
+		for _, cc := range in.changes {
+			n.core.changed(cc)
+		}
+		for _, m := range in.messages {
+			n.core.step(m)
+		}
+		size += in.size
+	}
+	n.inbox.recycle(ins)
+	n.inbound.release(size)
+	calls := n.calls.take()
+	for _, f := range calls {
+		f(n.core)
+	}
+	n.calls.recycle(calls)
+}
+
 // perform hands the output of the core to those who do it.
 func (n *Node) perform(out output) {
+	if len(out.peers) > 0 {
+		n.cfg.Peers.Send(out.peers)
+	}
 	if len(out.appends) > 0 {
 		n.appends.put(out.appends...)
 	}
@@ -480,10 +594,10 @@ func (n *Node) publishStatus() {
 		IsLeader:      b.RaftState == raft.StateLeader,
 		LeaderChanges: old.LeaderChanges,
 	}
-	if s.Leader != old.Leader {
-		if s.Leader != raft.None {
-			s.LeaderChanges++
-		}
+	if s.Leader != old.Leader && s.Leader != raft.None {
+		s.LeaderChanges++
+	}
+	if s.Leader != old.Leader || s.Term != old.Term || s.IsLeader != old.IsLeader {
 		defer func() {
 			select {
 			case n.leaderMoved <- struct{}{}:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,15 +30,21 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type journal struct {
 	mu       sync.Mutex
 	commands []string
+	members  []machine.Member
 	applied  uint64
+	term     uint64
 	entries  int // with commands
 	durable  uint64
-	kept     []string // commands as of durable
+	kept     []string         // commands as of durable
+	keptOf   []machine.Member // members as of durable
 	flushed  chan struct{}
 	broken   error
+	offered  *journal // a snapshot that has been received
 }
 
-func newJournal() *journal { return &journal{applied: 1, durable: 1, flushed: make(chan struct{}, 1)} }
+func newJournal() *journal {
+	return &journal{applied: 1, term: 1, durable: 1, flushed: make(chan struct{}, 1)}
+}
 
 func (j *journal) Apply(entries []machine.Entry) ([]machine.Result, error) {
 	j.mu.Lock()
@@ -50,9 +57,12 @@ func (j *journal) Apply(entries []machine.Entry) ([]machine.Result, error) {
 		if e.Index != j.applied+1 {
 			return nil, fmt.Errorf("entry %d after %d", e.Index, j.applied)
 		}
-		j.applied = e.Index
+		j.applied, j.term = e.Index, e.Term
 		if len(e.Commands) > 0 {
 			j.entries++
+		}
+		if e.Change != nil {
+			results = append(results, machine.Result{Err: j.change(e.Change)})
 		}
 		for _, c := range e.Commands {
 			j.commands = append(j.commands, string(c))
@@ -60,6 +70,63 @@ func (j *journal) Apply(entries []machine.Entry) ([]machine.Result, error) {
 		}
 	}
 	return results, nil
+}
+
+func (j *journal) change(c *machine.Change) error {
+	i := slices.IndexFunc(j.members, func(m machine.Member) bool { return m.ID == c.Member.ID })
+	if i < 0 && c.Kind != machine.AddMember {
+		return machine.ErrMemberNotFound
+	}
+	j.members = slices.Clone(j.members)
+	switch c.Kind {
+	case machine.AddMember:
+		j.members = append(j.members, c.Member)
+	case machine.PromoteMember:
+		j.members[i].IsLearner = false
+	case machine.RemoveMember:
+		j.members = slices.Delete(j.members, i, i+1)
+	}
+	return nil
+}
+
+func (j *journal) ids(learners bool) (ids []uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, m := range j.members {
+		if m.IsLearner == learners {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+func (j *journal) voters() []uint64   { return j.ids(false) }
+func (j *journal) learners() []uint64 { return j.ids(true) }
+
+// copy returns the state of this moment, as a snapshot carries it.
+func (j *journal) copy() *journal {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return &journal{commands: slices.Clone(j.commands), members: j.members, applied: j.applied, term: j.term}
+}
+
+// offer keeps a snapshot until Install asks for it.
+func (j *journal) offer(state *journal) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.offered = state
+}
+
+func (j *journal) Install(index, term uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	o := j.offered
+	if o == nil || o.applied != index || o.term != term {
+		return fmt.Errorf("no snapshot of entry %d and term %d has been received", index, term)
+	}
+	j.commands, j.members, j.applied, j.term = o.commands, o.members, index, term
+	j.durable, j.kept, j.keptOf, j.offered = index, o.commands, o.members, nil
+	return nil
 }
 
 func (j *journal) Applied() uint64 {
@@ -80,7 +147,7 @@ func (j *journal) StartFlush() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.durable = j.applied
-	j.kept = append([]string(nil), j.commands...)
+	j.kept, j.keptOf = slices.Clone(j.commands), j.members
 	select {
 	case j.flushed <- struct{}{}:
 	default:
@@ -92,8 +159,8 @@ func (j *journal) StartFlush() error {
 func (j *journal) crash() *journal {
 	n := newJournal()
 	n.applied, n.durable = j.durable, j.durable
-	n.commands = append([]string(nil), j.kept...)
-	n.kept = j.kept
+	n.commands, n.members = slices.Clone(j.kept), j.keptOf
+	n.kept, n.keptOf = j.kept, j.keptOf
 	return n
 }
 

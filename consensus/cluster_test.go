@@ -1,0 +1,590 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/storage/wal"
+)
+
+// cluster is members in one process and the network between them.
+type cluster struct {
+	t     *testing.T
+	limit func(*Config)
+
+	mu      sync.Mutex
+	members map[uint64]*clusterMember // Guarded by mu.
+	cut     map[[2]uint64]bool        // Guarded by mu. Directed links that lose everything.
+	lose    func(*pb.Message) bool    // Guarded by mu. Messages that are lost, if set.
+	moved   int                       // Guarded by mu. Snapshots that were sent.
+}
+
+// clusterMember is a member with its disk. It is its own Peers: what it sends
+// goes through one goroutine for each receiver, in order.
+type clusterMember struct {
+	c       *cluster
+	id      uint64
+	fs      vfs.FS
+	log     *wal.Log
+	machine *journal
+	node    *Node
+	queues  map[uint64]chan *pb.Message
+	done    chan struct{}
+	group   sync.WaitGroup
+}
+
+func newCluster(t *testing.T, limit func(*Config), ids ...uint64) *cluster {
+	c := &cluster{t: t, limit: limit, members: map[uint64]*clusterMember{}, cut: map[[2]uint64]bool{}}
+	for _, id := range ids {
+		c.found(id, ids)
+	}
+	t.Cleanup(func() {
+		for _, m := range c.all() {
+			m.stop()
+		}
+	})
+	return c
+}
+
+// found makes the data of a first member and starts it.
+func (c *cluster) found(id uint64, voters []uint64) *clusterMember {
+	j := newJournal()
+	for _, v := range voters {
+		j.members = append(j.members, machine.Member{ID: v})
+	}
+	return c.start(id, vfs.NewMem(), j, 1)
+}
+
+// join makes the data of a member that joins and starts it.
+func (c *cluster) join(id uint64) *clusterMember {
+	j := newJournal()
+	j.applied, j.durable = 0, 0
+	return c.start(id, vfs.NewMem(), j, 0)
+}
+
+func (c *cluster) start(id uint64, fs vfs.FS, j *journal, first uint64) *clusterMember {
+	c.t.Helper()
+	o := wal.Options{Dir: "wal", FS: fs, ClusterID: 1, MemberID: id, SegmentBytes: 4 << 10, Logger: zap.NewNop()}
+	found, err := wal.Exists(fs, "wal")
+	must(c.t, err)
+	var log *wal.Log
+	if found {
+		log, err = wal.Open(o)
+	} else {
+		must(c.t, fs.MkdirAll("wal", 0o755))
+		log, err = wal.Create(o, first, first)
+	}
+	must(c.t, err)
+	m := &clusterMember{c: c, id: id, fs: fs, log: log, machine: j, queues: map[uint64]chan *pb.Message{}, done: make(chan struct{})}
+	cfg := Config{
+		ID: id, Log: log, Machine: j, Peers: m, Voters: j.voters(), Learners: j.learners(),
+		Tick: 5 * time.Millisecond, ElectionTicks: 10, PreVote: true,
+		RequestTimeout: 20 * time.Second, FlushEntries: 20, KeepEntries: 5, KeepBytes: 16 << 10,
+		Logger: zap.NewNop(),
+	}
+	if c.limit != nil {
+		c.limit(&cfg)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m.node, err = Start(cfg)
+	must(c.t, err)
+	c.members[id] = m
+	return m
+}
+
+func (m *clusterMember) stop() {
+	m.node.Close()
+	close(m.done)
+	m.group.Wait()
+	must(m.c.t, m.log.Close())
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	delete(m.c.members, m.id)
+}
+
+// restart starts the member again on what a crash leaves.
+func (m *clusterMember) restart() *clusterMember {
+	m.c.t.Helper()
+	m.stop()
+	return m.c.start(m.id, m.fs, m.machine.crash(), 1)
+}
+
+func (c *cluster) all() (list []*clusterMember) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.members {
+		list = append(list, m)
+	}
+	slices.SortFunc(list, func(a, b *clusterMember) int { return int(a.id) - int(b.id) })
+	return list
+}
+
+// link returns the member at the other end, or nil if the message is lost.
+func (c *cluster) link(m *pb.Message) *clusterMember {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cut[[2]uint64{m.GetFrom(), m.GetTo()}] || c.lose != nil && c.lose(m) {
+		return nil
+	}
+	return c.members[m.GetTo()]
+}
+
+// isolate cuts a member off from all others, or connects it again.
+func (c *cluster) isolate(id uint64, cut bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other := range c.members {
+		c.cut[[2]uint64{id, other}], c.cut[[2]uint64{other, id}] = cut, cut
+	}
+}
+
+// Send implements Peers. It is called by two goroutines.
+func (m *clusterMember) Send(ms []*pb.Message) {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	for _, msg := range ms {
+		q := m.queues[msg.GetTo()]
+		if q == nil {
+			q = make(chan *pb.Message, 4096)
+			m.queues[msg.GetTo()] = q
+			m.group.Go(func() { m.deliver(q) }) // ended and waited for by stop
+		}
+		select {
+		case q <- msg:
+		default: // lost
+		}
+	}
+}
+
+func (m *clusterMember) deliver(q chan *pb.Message) {
+	for {
+		var msg *pb.Message
+		select {
+		case <-m.done:
+			return
+		case msg = <-q:
+		}
+		to := m.c.link(msg)
+		switch {
+		case msg.GetType() == pb.MsgSnap:
+			m.node.SnapshotSent(msg.GetTo(), to != nil && m.copyTo(to, msg))
+		case to == nil:
+			m.node.Unreachable(msg.GetTo())
+		default:
+			to.node.Receive(msg)
+		}
+	}
+}
+
+// copyTo gives a member the state of this one as it is now.
+func (m *clusterMember) copyTo(to *clusterMember, msg *pb.Message) bool {
+	state := m.machine.copy()
+	meta := &pb.SnapshotMetadata{Index: &state.applied, Term: &state.term,
+		ConfState: &pb.ConfState{Voters: state.voters(), Learners: state.learners()}}
+	to.machine.offer(state)
+	taken, err := to.node.ReceiveSnapshot(context.Background(), &pb.Message{
+		Type: msg.Type, From: msg.From, To: msg.To, Term: msg.Term, Snapshot: &pb.Snapshot{Metadata: meta},
+	})
+	if taken {
+		m.c.mu.Lock()
+		defer m.c.mu.Unlock()
+		m.c.moved++
+	}
+	return err == nil
+}
+
+// eventually polls until a condition holds.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !holds() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 20 s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// leader waits until a member leads that a majority follows.
+func (c *cluster) leader() (leader *clusterMember) {
+	c.t.Helper()
+	eventually(c.t, "a leader", func() bool {
+		all := c.all()
+		for _, m := range all {
+			st := m.node.Status()
+			followed := 0
+			for _, o := range all {
+				if other := o.node.Status(); other.Leader == m.id && other.Term == st.Term {
+					followed++
+				}
+			}
+			if st.IsLeader && followed > len(all)/2 {
+				leader = m
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+func (c *cluster) follower() *clusterMember {
+	c.t.Helper()
+	l := c.leader()
+	for _, m := range c.all() {
+		if m != l {
+			return m
+		}
+	}
+	c.t.Fatal("no follower")
+	return nil
+}
+
+// wantEqual waits until all machines have the same commands.
+func (c *cluster) wantEqual() []string {
+	c.t.Helper()
+	var first []string
+	eventually(c.t, "equal machines", func() bool {
+		all := c.all()
+		first = all[0].machine.list()
+		return !slices.ContainsFunc(all, func(m *clusterMember) bool { return !slices.Equal(first, m.machine.list()) })
+	})
+	return first
+}
+
+func change(n *Node, ch machine.Change) error {
+	answer := make(chan machine.Result, 1)
+	n.ProposeChange(&ch, func(r machine.Result) { answer <- r })
+	return (<-answer).Err
+}
+
+func TestClusterReplicates(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	c.leader()
+	for i := range 30 {
+		m := c.all()[i%3]
+		if r := propose(m.node, fmt.Sprintf("%d@%d", i, m.id)); r.Err != nil {
+			t.Fatalf("propose %d through member %d: %v", i, m.id, r.Err)
+		}
+		if err := readIndex(m.node); err != nil {
+			t.Fatalf("read index through member %d: %v", m.id, err)
+		}
+		if got := len(m.machine.list()); got != i+1 {
+			t.Fatalf("after a linearizable read member %d has %d commands, want %d", m.id, got, i+1)
+		}
+	}
+	c.wantEqual()
+}
+
+// Every proposal is answered with success, and applied once, while leaders are
+// deposed, isolated and restarted: the members propose again what was lost.
+func TestChangesOfLeadersLoseAndRepeatNothing(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.KeepEntries, cfg.KeepBytes = 1<<20, 1<<30 }, 1, 2, 3, 4, 5)
+	c.leader()
+	const proposers, each = 8, 60
+	type outcome struct {
+		command string
+		err     error
+	}
+	outcomes := make(chan outcome, proposers*each)
+	var group sync.WaitGroup
+	for p := range proposers {
+		group.Go(func() {
+			for i := range each {
+				// Members 1 and 2 are not restarted, so that their callers live on.
+				c.mu.Lock()
+				m := c.members[uint64(1+p%2)]
+				c.mu.Unlock()
+				command := fmt.Sprintf("%d.%d", p, i)
+				outcomes <- outcome{command, propose(m.node, command).Err}
+			}
+		})
+	}
+	finished := make(chan struct{})
+	go func() { group.Wait(); close(finished) }() // ends with the proposers
+	for step := 0; ; step++ {
+		select {
+		case <-finished:
+		default:
+			l := c.leader()
+			switch {
+			case step%3 == 0:
+				c.isolate(l.id, true)
+				eventually(t, "another leader", func() bool { return c.leader() != l })
+				c.isolate(l.id, false)
+			case step%3 == 1 && l.id > 2:
+				l.restart()
+			default:
+				l.node.Retire(t.Context())
+			}
+			continue
+		}
+		break
+	}
+	close(outcomes)
+	c.leader()
+	applied := map[string]int{}
+	for _, command := range c.wantEqual() {
+		applied[command]++
+	}
+	for o := range outcomes {
+		if o.err != nil {
+			t.Errorf("%s: %v", o.command, o.err)
+		}
+		if applied[o.command] != 1 {
+			t.Errorf("%s: applied %d times", o.command, applied[o.command])
+		}
+	}
+}
+
+func TestBatchLostOnTheWayToTheLeaderIsProposedAgain(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	l, f := c.leader(), c.follower()
+	answer := make(chan machine.Result, 1)
+	lost := 0
+	c.mu.Lock()
+	c.lose = func(m *pb.Message) bool {
+		if m.GetType() == pb.MsgProp {
+			lost++
+		}
+		return m.GetType() == pb.MsgProp
+	}
+	c.mu.Unlock()
+	f.node.Propose([]byte("x"), func(r machine.Result) { answer <- r })
+	eventually(t, "a lost message", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return lost > 0
+	})
+	c.mu.Lock()
+	c.lose = nil
+	c.mu.Unlock()
+	l.node.Retire(t.Context())
+	if r := <-answer; r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if got := c.wantEqual(); !slices.Equal(got, []string{"x"}) {
+		t.Fatalf("applied %q", got)
+	}
+}
+
+func TestLeaderTakesNoBatchOfAnotherTerm(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	l, f := c.leader(), c.follower()
+	old := &pb.Message{Type: pb.MsgProp.Enum(), From: &f.id, To: &l.id, Term: new(l.node.Status().Term - 1),
+		Entries: []*pb.Entry{{Data: appendCommand(appendBatchHeader(nil, 77, 1), []byte("late"))}}}
+	l.node.Receive(old)
+	if r := propose(l.node, "x"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if got := c.wantEqual(); !slices.Equal(got, []string{"x"}) {
+		t.Fatalf("applied %q", got)
+	}
+}
+
+func TestIsolatedLeaderAnswersNoRead(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.RequestTimeout = time.Second }, 1, 2, 3)
+	l := c.leader()
+	c.isolate(l.id, true)
+	eventually(t, "another leader", func() bool { return c.leader() != l })
+	if r := propose(c.leader().node, "new"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if err := readIndex(l.node); !errors.Is(err, ErrTimeout) {
+		t.Fatalf("a leader without its followers answered a read: %v", err)
+	}
+	c.isolate(l.id, false)
+	eventually(t, "the old leader to follow", func() bool { return readIndex(l.node) == nil })
+	if got := l.machine.list(); !slices.Equal(got, []string{"new"}) {
+		t.Fatalf("after a linearizable read the old leader has %q", got)
+	}
+}
+
+func TestLaggingMemberIsSentASnapshot(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	f := c.follower()
+	c.isolate(f.id, true)
+	filler := strings.Repeat("x", 1000)
+	for i := range 200 {
+		if r := propose(c.leader().node, fmt.Sprint(i, filler)); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	eventually(t, "the log to be cut", func() bool {
+		first, err := c.leader().log.FirstIndex()
+		return err == nil && first > 100
+	})
+	c.isolate(f.id, false)
+	if got := len(c.wantEqual()); got != 200 {
+		t.Fatalf("%d commands, want 200", got)
+	}
+	c.mu.Lock()
+	moved := c.moved
+	c.mu.Unlock()
+	if moved == 0 {
+		t.Fatal("no snapshot was sent")
+	}
+	// It works as before: it proposes, and a crash finds it where it was.
+	if r := propose(f.node, "after"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	f.restart()
+	if got := c.wantEqual(); len(got) != 201 || got[200] != "after" {
+		t.Fatalf("%d commands, the last %q", len(got), got[len(got)-1])
+	}
+}
+
+func TestMembershipChanges(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	if r := propose(c.leader().node, "before"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	joiner := c.join(4)
+	if err := change(c.follower().node, machine.Change{Kind: machine.AddMember, Member: machine.Member{ID: 4, IsLearner: true}}); err != nil {
+		t.Fatalf("add a learner: %v", err)
+	}
+	c.wantEqual()
+	progress := func(id uint64) (p Progress) {
+		all, err := c.leader().node.Progress(t.Context())
+		if err != nil {
+			return p
+		}
+		return all[slices.IndexFunc(all, func(p Progress) bool { return p.ID == id })]
+	}
+	eventually(t, "the learner's progress", func() bool { return progress(4).Learner && progress(4).Match > 1 })
+	if err := change(joiner.node, machine.Change{Kind: machine.PromoteMember, Member: machine.Member{ID: 4}}); err != nil {
+		t.Fatalf("promote: %v", err)
+	}
+	eventually(t, "the voter's progress", func() bool { return progress(4).ID == 4 && !progress(4).Learner })
+	// A rejected change reaches nobody, and the next one goes on.
+	if err := change(c.leader().node, machine.Change{Kind: machine.RemoveMember, Member: machine.Member{ID: 99}}); !errors.Is(err, machine.ErrMemberNotFound) {
+		t.Fatalf("remove an unknown member: %v", err)
+	}
+	l := c.leader()
+	if err := change(l.node, machine.Change{Kind: machine.RemoveMember, Member: machine.Member{ID: l.id}}); err != nil {
+		t.Fatalf("remove the leader: %v", err)
+	}
+	l.stop()
+	if r := propose(c.leader().node, "after"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	for _, m := range c.all() {
+		if v := m.machine.voters(); slices.Contains(v, l.id) || len(v) != 3 {
+			eventually(t, "the same voters", func() bool { v = m.machine.voters(); return !slices.Contains(v, l.id) && len(v) == 3 })
+		}
+	}
+}
+
+// Raft takes one change at a time. The others wait here for their turn.
+func TestChangesAtTheSameTimeAllHappen(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	c.leader()
+	errs := make(chan error, 9)
+	for i := range 9 {
+		m := c.all()[i%3]
+		go func() { // ends with its answer, which is waited for
+			errs <- change(m.node, machine.Change{Kind: machine.AddMember, Member: machine.Member{ID: uint64(10 + i), IsLearner: true}})
+		}()
+	}
+	for range 9 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if got := len(c.leader().machine.learners()); got != 9 {
+		t.Errorf("%d learners, want 9", got)
+	}
+}
+
+func TestProposeInTerm(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	inTerm := func(m *clusterMember, term uint64) error {
+		answer := make(chan machine.Result, 1)
+		m.node.ProposeInTerm(term, []byte("x"), func(r machine.Result) { answer <- r })
+		return (<-answer).Err
+	}
+	l, f := c.leader(), c.follower()
+	term := l.node.Status().Term
+	if err := inTerm(l, term); err != nil {
+		t.Errorf("the leader: %v", err)
+	}
+	if err := inTerm(l, term-1); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("another term: %v", err)
+	}
+	if err := inTerm(f, term); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("a follower: %v", err)
+	}
+	// What is on its way when leadership is lost is not proposed again.
+	c.isolate(l.id, true)
+	answer := make(chan machine.Result, 1)
+	l.node.ProposeInTerm(term, []byte("lost"), func(r machine.Result) { answer <- r })
+	eventually(t, "another leader", func() bool { return c.leader() != l })
+	c.isolate(l.id, false)
+	if r := <-answer; !errors.Is(r.Err, ErrNotLeader) {
+		t.Errorf("a deposed leader: %v", r.Err)
+	}
+	if got := c.wantEqual(); !slices.Equal(got, []string{"x"}) {
+		t.Errorf("applied %q", got)
+	}
+}
+
+func TestRetirePassesLeadershipOn(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	l := c.leader()
+	l.node.Retire(t.Context())
+	if st := l.node.Status(); st.IsLeader || st.Leader == 0 {
+		t.Errorf("after Retire: %+v", st)
+	}
+}
+
+// When a leader's process has ended, its followers need not wait for the
+// election timeout.
+func TestLeaderThatIsGoneIsReplacedAtOnce(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.ElectionTicks = 12_000 /* a minute */ }, 1, 2, 3)
+	if err := c.all()[0].node.call(t.Context(), func(c *core) { must(t, c.raft.Campaign()) }); err != nil {
+		t.Fatal(err)
+	}
+	l := c.leader()
+	l.stop()
+	for _, m := range c.all() {
+		m.node.Gone(l.id)
+	}
+	eventually(t, "another leader", func() bool { return c.leader() != l })
+}
+
+func TestAllowance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAllowance(10)
+		if !a.take(8) || !a.take(2) {
+			t.Fatal("no room below the limit")
+		}
+		taken := make(chan bool, 1)
+		go func() { taken <- a.take(20) }() // ends when it has its room
+		synctest.Wait()
+		if len(taken) > 0 {
+			t.Fatal("took more than the limit")
+		}
+		a.release(10)
+		if !<-taken {
+			t.Fatal("what is larger than the limit does not pass alone")
+		}
+		go func() { taken <- a.take(1) }() // ends with close
+		a.close()
+		if <-taken {
+			t.Fatal("took after close")
+		}
+	})
+}
