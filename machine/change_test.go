@@ -101,22 +101,6 @@ func TestRemovedMembersDoNotComeBack(t *testing.T) {
 	}
 }
 
-func TestJoinerHasAppliedNothing(t *testing.T) {
-	h := newHarness(t)
-	h.close()
-	h.fs = newHarnessFS()
-	h.openEngine()
-	must(t, BootstrapJoiner(h.engine, []Member{{ID: 5, PeerURLs: []string{"http://a"}}, {ID: 9, PeerURLs: []string{"http://c"}}}))
-	h.open()
-	defer h.close()
-	if h.Applied() != 0 || h.Members.Removed(6) {
-		t.Fatalf("entry %d is applied", h.Applied())
-	}
-	if !slices.Equal(h.Members.Voters(), []uint64{5, 9}) {
-		t.Fatalf("it was told of other members than %v", h.Members.List())
-	}
-}
-
 func TestChangesThatAreNotUnderstood(t *testing.T) {
 	for name, encoded := range map[string]string{
 		"nothing":        "",
