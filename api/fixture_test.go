@@ -72,8 +72,8 @@ func newTestNode(t testing.TB) *testNode {
 		members: []*pb.Member{{ID: testMember, Name: "m"}, {ID: 2, IsLearner: true}, {ID: 3}},
 		held:    make(chan struct{}, 16),
 	}
-	n.lessor = lessor.New(m.Leases, leaseProposer{n}, lessor.Options{})
-	n.lessor.Promote()
+	n.lessor = lessor.New(m.Leases, lessor.Options{})
+	n.lessor.Promote(leaseProposer{n})
 	t.Cleanup(func() {
 		n.lessor.Close()
 		m.Close()
@@ -89,6 +89,8 @@ type leaseProposer struct{ n *testNode }
 func (p leaseProposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
 	return p.n.Propose(ctx, r).Err
 }
+
+func (leaseProposer) Confirm(context.Context) error { return nil }
 
 func (n *testNode) Propose(ctx context.Context, r *pb.InternalRaftRequest) machine.Result {
 	n.mu.Lock()

@@ -4,12 +4,11 @@
 // checkpoints of remaining times.
 //
 // It promises that no lease is proposed for revocation before the time to live
-// that was last granted or confirmed has passed in full since; that an expired
-// lease cannot be renewed; that expiry is noticed within a few tens of
-// milliseconds; and that a revocation which fails is tried again for as long
-// as this member leads. A new leader starts every lease anew from its
-// checkpointed remaining time, so changes of leaders lengthen lives, never
-// shorten them.
+// that was last granted or confirmed has passed in full since, whoever leads
+// meanwhile; that an expired lease cannot be renewed; that expiry is noticed
+// within a few tens of milliseconds; and that a revocation which fails is tried
+// again for as long as this member leads. Changes of leaders lengthen lives, by
+// no more than DESIGN.md says, and never shorten them.
 //
 // It must not know raft, keys or connections. What it needs of them are a
 // Proposer, the lease table and a clock. It never changes the table: it
@@ -36,18 +35,24 @@ import (
 // knows deadlines.
 var ErrNotPrimary = errors.New("not a primary lessor")
 
-// Proposer replicates a command and returns when it has been applied here.
-// It must fail, rather than hand the command to another leader, when this
-// member no longer leads: the other one may just have renewed the lease that
-// the command revokes.
+// Proposer is one term of leadership. It belongs to the reign that Promote
+// begins with it.
 type Proposer interface {
+	// Propose replicates a command and returns when it has been applied here.
+	// It must fail, rather than hand the command to another leader or another
+	// term, when this member no longer leads in the term: another leader may
+	// just have renewed the lease that the command revokes.
 	Propose(ctx context.Context, r *pb.InternalRaftRequest) error
+	// Confirm returns nil if at some moment since the call no member led in a
+	// later term, as a linearizable read would find out.
+	Confirm(ctx context.Context) error
 }
 
 // Leases is the table to follow.
 type Leases interface {
 	Get(id int64) (lease.Lease, bool)
 	All() []lease.Lease
+	Clock() time.Duration
 	Follow() *lease.Feed
 }
 
@@ -78,10 +83,12 @@ type Options struct {
 	// which no leader could have taken keep-alives.
 	Extend time.Duration
 	// CheckpointInterval is how much of its lived time a lease may get back
-	// when the leader changes or restarts. Negative turns checkpoints off.
+	// when the leader changes or restarts, if that is less than half its time
+	// to live. Negative turns checkpoints off.
 	CheckpointInterval time.Duration
-	// MaxInFlight bounds the proposals under way. It is what bounds the rate
-	// of revocations: as many at a time as one batch of the log takes well.
+	// MaxInFlight bounds the revocations under way. It is what bounds their
+	// rate: as many at a time as do not make a batch of the log slow for the
+	// writes in it.
 	MaxInFlight int
 	// RetryInterval is the pause before a failed proposal is repeated.
 	RetryInterval time.Duration
@@ -108,9 +115,8 @@ func (o *Options) setDefaults() {
 // Lessor is the lease clock of one member. Its methods may be called from any
 // goroutine.
 type Lessor struct {
-	o        Options
-	proposer Proposer
-	// slots holds a token for each proposal under way.
+	o Options
+	// slots holds a token for each revocation under way.
 	slots chan struct{}
 	// tasks counts the loops of reigns and the proposals they started; Close
 	// waits for them.
@@ -128,27 +134,28 @@ type Lessor struct {
 }
 
 // New returns a lessor of the table, demoted.
-func New(table Leases, p Proposer, o Options) *Lessor {
+func New(table Leases, o Options) *Lessor {
 	o.setDefaults()
 	return &Lessor{
-		o:        o,
-		proposer: p,
-		slots:    make(chan struct{}, o.MaxInFlight),
-		table:    table,
+		o:     o,
+		slots: make(chan struct{}, o.MaxInFlight),
+		table: table,
 	}
 }
 
-// Promote makes this member's clock the one that counts. Every lease has its
-// remaining time, and Options.Extend more, from now on. It does nothing if
-// this member leads already.
-func (l *Lessor) Promote() {
+// Promote makes this member's clock the one that counts, for the term that p
+// stands for. Every lease has its remaining time, and Options.Extend more, from
+// now on. It is called once in a term, when all that was committed before the
+// term is in the table. A reign of an earlier term ends.
+func (l *Lessor) Promote(p Proposer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.reign != nil || l.closed {
+	l.endReign()
+	if l.closed {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	l.reign = newReign(l.table, l.o, cancel, ctx.Done())
+	l.reign = newReign(l.table, p, l.o, cancel, ctx.Done())
 	// Ended by Demote, Reset or Close, through cancel; Close waits.
 	l.tasks.Add(1)
 	r := l.reign
@@ -221,15 +228,20 @@ func (l *Lessor) Renew(ctx context.Context, id int64) (ttl int64, err error) {
 		}
 	}
 	r.renew(t)
-	granted, recording := t.Lease, t.recording
+	granted, marked, recording := t.Lease, t.marked(), t.recording
 	l.mu.Unlock()
 
-	// Only a lease with a checkpoint costs a proposal, so a lease that is
-	// kept alive more often than it is checkpointed costs none.
-	if granted.RemainingTTL > 0 || recording != nil {
-		if err := l.clearCheckpoint(ctx, r, granted, recording); err != nil {
-			return 0, err
-		}
+	// Either way the owner hears of it only if no later term can have begun
+	// without knowing of it, or with less than all of its time from then on.
+	if marked || recording != nil {
+		// Only a lease with a checkpoint costs a proposal, so one that is kept
+		// alive more often than it is checkpointed costs none.
+		err = l.clearCheckpoint(ctx, r, granted, recording)
+	} else {
+		err = r.proposer.Confirm(ctx)
+	}
+	if err != nil {
+		return 0, err
 	}
 	l.renewed.Add(1)
 	return granted.TTL, nil
@@ -248,7 +260,7 @@ func (l *Lessor) clearCheckpoint(ctx context.Context, r *reign, granted lease.Le
 			return ctx.Err()
 		}
 	}
-	err := l.proposer.Propose(ctx, checkpointRequest([]*pb.LeaseCheckpoint{{ID: granted.ID}}))
+	err := r.proposer.Propose(ctx, checkpointRequest([]*pb.LeaseCheckpoint{{ID: granted.ID}}))
 	if err != nil {
 		return err
 	}
@@ -258,9 +270,11 @@ func (l *Lessor) clearCheckpoint(ctx context.Context, r *reign, granted lease.Le
 		return ErrNotPrimary
 	}
 	r.sync()
-	if t := r.terms[granted.ID]; t == nil || t.Incarnation != granted.Incarnation {
+	t := r.terms[granted.ID]
+	if t == nil || t.Incarnation != granted.Incarnation {
 		return lease.ErrNotFound
 	}
+	t.uncertain = false
 	return nil
 }
 

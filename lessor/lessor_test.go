@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +42,8 @@ type member struct {
 	revoked       map[int64]time.Time
 	attempts      int
 	checkpoints   []string
+	clocks        int
+	confirmed     int
 	inFlight      int
 	mostInFlight  int
 	granted       map[int64]time.Time
@@ -99,31 +102,47 @@ func (m *member) start(o Options) {
 		m.t.Fatal(err)
 	}
 	m.table = table
-	m.l = New(table, m, o)
-	m.l.Promote()
+	m.l = New(table, o)
+	m.l.Promote(m)
+}
+
+// succeed makes another leader: a new term, and a clock that knows only what is
+// in the table.
+func (m *member) succeed() { m.l.Promote(m) }
+
+// Confirm implements Proposer.
+func (m *member) Confirm(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.confirmed++
+	return m.fail
 }
 
 // Propose applies r, after the delay.
 func (m *member) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
 	m.mu.Lock()
 	delay := m.delay
-	m.inFlight++
-	m.mostInFlight = max(m.mostInFlight, m.inFlight)
 	if r.LeaseRevoke != nil {
+		m.inFlight++
+		m.mostInFlight = max(m.mostInFlight, m.inFlight)
+		defer func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.inFlight--
+		}()
 		m.attempts++
 		m.revoked[r.LeaseRevoke.ID] = time.Now()
 	}
 	if r.LeaseCheckpoint != nil {
 		for _, c := range r.LeaseCheckpoint.Checkpoints {
+			if c.ID == 0 {
+				m.clocks++
+				continue
+			}
 			m.checkpoints = append(m.checkpoints, fmt.Sprintf("%d:%d", c.ID, c.Remaining_TTL))
 		}
 	}
 	m.mu.Unlock()
-	defer func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.inFlight--
-	}()
 	if delay > 0 {
 		select {
 		case <-time.After(delay):
@@ -292,7 +311,7 @@ func (m *member) wantNoOverflow(id, ttl int64) {
 	m.grant(id, ttl)
 	m.wantTimeToLive(id, ttl, ttl)
 	m.l.Demote()
-	m.l.Promote()
+	m.l.Promote(m)
 	if _, r, err := m.l.TimeToLive(id); err != nil || r < ttl {
 		m.t.Errorf("after another promotion %d s remain, %v", r, err)
 	}
@@ -386,7 +405,7 @@ func TestDemotedDoesNothing(t *testing.T) {
 			t.Errorf("leases %s, want [1 2]", got)
 		}
 
-		m.l.Promote() // everyone starts anew, and gets an election timeout more
+		m.l.Promote(m) // everyone starts anew, and gets an election timeout more
 		if got := fmt.Sprint(m.l.Leases()); got != "[2 1]" {
 			t.Errorf("leases %s, want those first that expire first", got)
 		}
@@ -411,7 +430,7 @@ func TestProposalsEndWithTheReign(t *testing.T) {
 			t.Errorf("Close took %v", d)
 		}
 		m.wantAlive(1)
-		m.l.Promote() // too late
+		m.l.Promote(m) // too late
 		pass(time.Hour)
 		m.wantAlive(1)
 	})
@@ -429,7 +448,7 @@ func TestReset(t *testing.T) {
 		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, ErrNotPrimary) {
 			t.Errorf("TimeToLive = %v, want ErrNotPrimary", err)
 		}
-		m.l.Promote()
+		m.l.Promote(m)
 		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, lease.ErrNotFound) {
 			t.Errorf("TimeToLive = %v, want ErrNotFound in the other table", err)
 		}
@@ -438,28 +457,212 @@ func TestReset(t *testing.T) {
 
 func TestCheckpoints(t *testing.T) {
 	bubble(t, Options{}, func(m *member) {
-		m.grant(1, 900) // checkpointed after 5 minutes and 10, then not worth it
-		m.grant(2, 300) // never
-		pass(299 * time.Second)
+		m.grant(1, 900) // checkpointed after 5 minutes, the most a change of leaders may give back
+		m.grant(2, 300) // after half its time
+		pass(149 * time.Second)
 		m.wantCheckpoints("[]")
 		pass(1100 * time.Millisecond)
-		m.wantCheckpoints("[1:600]")
+		m.wantCheckpoints("[2:150]")
+		pass(150 * time.Second)
+		m.wantCheckpoints("[2:150 1:600]")
 		pass(100 * time.Second)
 		m.wantTimeToLive(1, 900, 499)
+		m.wantGone(2)
 
-		// A restart forgets the time since the checkpoint, no more.
+		// A restart forgets the time since the clock was last moved on, no more.
 		m.l.Close()
 		m.start(Options{})
-		m.wantTimeToLive(1, 900, 600)
-		m.wantGone(2)
+		m.wantTimeToLive(1, 900, 500)
 
 		// Renewing makes the full time known before it says so.
 		m.wantRenewed(1, 900)
-		m.wantCheckpoints("[1:600 1:0]")
+		m.wantCheckpoints("[2:150 1:600 1:0]")
 		m.wantTimeToLive(1, 900, 900)
 		m.l.Close()
 		m.start(Options{})
 		m.wantTimeToLive(1, 900, 900)
+	})
+}
+
+// TestClockRunsOnlyForCheckpoints: it costs a proposal a second while leases
+// live by it, and nothing when none does.
+func TestClockRunsOnlyForCheckpoints(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 100)
+		pass(49 * time.Second)
+		m.wantClocks(0, 0)
+		pass(11 * time.Second) // checkpointed after 50 seconds
+		m.wantClocks(10, 11)
+		m.wantRenewed(1, 100)
+		pass(30 * time.Second)
+		m.wantClocks(10, 11)
+		m.wantRenewed(1, 100)
+		pass(55 * time.Second)
+		m.wantClocks(15, 17)
+		m.revoke(1)
+		pass(time.Hour)
+		m.wantClocks(15, 17)
+	})
+}
+
+func (m *member) wantClocks(least, most int) {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.clocks < least || m.clocks > most {
+		m.t.Errorf("the clock was moved %d times, want %d to %d", m.clocks, least, most)
+	}
+}
+
+// TestChangesOfLeaders: however leaders come and go, a lease lives as long as
+// its owner was promised, and longer by no more than was said: half its time
+// to live or the interval, and for each change the extension and what that
+// leader could not record.
+func TestChangesOfLeaders(t *testing.T) {
+	const extend = time.Second
+	for _, c := range []struct {
+		ttl     int64
+		reign   time.Duration
+		renewed time.Duration // since the grant, in the first reign
+		first   time.Duration // how long after that the first change is
+	}{
+		{60, 3 * time.Second, 0, 29 * time.Second},
+		{60, 3 * time.Second, 20 * time.Second, 29 * time.Second},
+		{60, 3 * time.Second, 40 * time.Second, 29 * time.Second}, // a checkpoint has been cleared
+		{60, 29 * time.Second, 0, 29 * time.Second},
+		{60, 7300 * time.Millisecond, 0, 35 * time.Second},
+		{10, 2500 * time.Millisecond, 0, 4900 * time.Millisecond},
+		{5, 5 * time.Second, 0, 2 * time.Second},
+		{3600, 10 * time.Second, 0, 299 * time.Second},
+		{3600, 299 * time.Second, 0, 299 * time.Second},
+		{2, 3 * time.Second, 0, 900 * time.Millisecond},
+	} {
+		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
+			bubble(t, Options{Extend: extend}, func(m *member) {
+				m.grant(1, c.ttl)
+				if c.renewed > 0 {
+					pass(c.renewed)
+					m.wantRenewed(1, c.ttl)
+				}
+				ttl := seconds(c.ttl)
+				promised := time.Now()
+				pass(c.first)
+				changes := 0
+				for ; m.table.Has(1); changes++ {
+					m.succeed()
+					pass(c.reign)
+					if changes > 10_000 {
+						t.Error("it does not end")
+						return
+					}
+				}
+				m.mu.Lock()
+				lived := m.revoked[1].Sub(promised)
+				m.mu.Unlock()
+				most := ttl + min(ttl/2, DefaultCheckpointInterval) +
+					time.Duration(changes)*(extend+tick+2*granularity) + time.Second
+				if lived < ttl || lived > most {
+					t.Errorf("with %d changes it lived %v, want %v to %v", changes, lived, ttl, most)
+				}
+			})
+		})
+	}
+}
+
+// TestNewLeaderChecksSoon: what it inherits without a checkpoint gets one within
+// a tick, in proposals of bounded size, one at a time; what is renewed before
+// gets none.
+func TestNewLeaderChecksSoon(t *testing.T) {
+	const n = 2500
+	bubble(t, Options{}, func(m *member) {
+		for id := int64(1); id <= n; id++ {
+			m.grant(id, 60)
+		}
+		m.succeed()
+		for id := int64(1); id <= 100; id++ {
+			m.wantRenewed(id, 60)
+		}
+		m.setDelay(100 * time.Millisecond)
+		pass(tick + 50*time.Millisecond)
+		m.wantClocks(1, 1)
+		pass(200 * time.Millisecond)
+		m.wantClocks(3, 3)
+		pass(100 * time.Millisecond)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if len(m.checkpoints) != n-100 {
+			t.Errorf("%d checkpoints, want %d", len(m.checkpoints), n-100)
+		}
+		if m.confirmed != 100 {
+			t.Errorf("%d renewals were confirmed, want 100", m.confirmed)
+		}
+	})
+}
+
+// TestRenewalIsConfirmed: a leader that has been deposed without knowing must
+// not promise anything.
+func TestRenewalIsConfirmed(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 60)
+		deposed := errors.New("a later term")
+		m.setFail(deposed)
+		if _, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, deposed) {
+			t.Errorf("Renew = %v, want %v", err, deposed)
+		}
+	})
+}
+
+// TestReignsHaveTheirProposers: what a term proposes goes to that term.
+func TestReignsHaveTheirProposers(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.grant(1, 5)
+		old := &lostTerm{}
+		m.l.Promote(old)
+		pass(6 * time.Second)
+		m.wantAlive(1)
+		if old.asked.Load() == 0 {
+			t.Error("the expired lease was not proposed for revocation")
+		}
+		m.l.Promote(m)
+		asked := old.asked.Load()
+		pass(6 * time.Second)
+		m.wantGone(1)
+		if now := old.asked.Load(); now != asked {
+			t.Errorf("%d proposals to a term that is over", now-asked)
+		}
+	})
+}
+
+// lostTerm is a term that another leader has ended.
+type lostTerm struct{ asked atomic.Int64 }
+
+func (p *lostTerm) Propose(context.Context, *pb.InternalRaftRequest) error {
+	p.asked.Add(1)
+	return errors.New("not the leader of this term")
+}
+
+func (p *lostTerm) Confirm(context.Context) error { return errors.New("not the leader of this term") }
+
+// TestFailingRevocationsAreProbed: while none succeeds, those who wait do not
+// all try again and again.
+func TestFailingRevocationsAreProbed(t *testing.T) {
+	const n = 5000
+	bubble(t, Options{RetryInterval: time.Second, MaxInFlight: 100}, func(m *member) {
+		for id := int64(1); id <= n; id++ {
+			m.grant(id, 5)
+		}
+		m.setFail(errors.New("a member's state is damaged"))
+		pass(6 * time.Second)
+		before, _ := m.counts()
+		pass(10 * time.Second)
+		if after, _ := m.counts(); after-before > 11 {
+			t.Errorf("%d attempts in 10 s, want one each second", after-before)
+		}
+		m.setFail(nil)
+		pass(3 * time.Second)
+		if left := m.table.Len(); left != 0 {
+			t.Errorf("%d leases are left", left)
+		}
 	})
 }
 
@@ -503,10 +706,18 @@ func TestFailedCheckpointIsRepeated(t *testing.T) {
 		if l, _ := m.table.Get(1); l.RemainingTTL != 598 {
 			t.Errorf("stored remaining time %d, want 598", l.RemainingTTL)
 		}
-		// The failed ones may have been agreed on after all; so they count as
-		// there, to be cleared.
 		m.wantRenewed(1, 900)
 		m.wantCheckpoints("[1:600 1:599 1:598 1:0]")
+
+		// One that failed may have been agreed on after all; so it counts as
+		// there, to be cleared.
+		m.setFail(errors.New("no quorum"))
+		pass(300500 * time.Millisecond)
+		m.setFail(nil)
+		m.wantRenewed(1, 900)
+		m.wantCheckpoints("[1:600 1:599 1:598 1:0 1:600 1:0]")
+		m.wantRenewed(1, 900)
+		m.wantCheckpoints("[1:600 1:599 1:598 1:0 1:600 1:0]")
 	})
 }
 
@@ -610,9 +821,9 @@ func BenchmarkRenew(b *testing.B) {
 	if err := eng.Commit(batch); err != nil {
 		b.Fatal(err)
 	}
-	l := New(table, nil, Options{})
+	l := New(table, Options{})
 	defer l.Close()
-	l.Promote()
+	l.Promote(&member{})
 	b.ReportAllocs()
 	id := int64(0)
 	for b.Loop() {

@@ -15,7 +15,8 @@ const (
 	// granularity is the shortest pause between two looks at the deadlines,
 	// so that leases that expire one after the other share a look.
 	granularity = 20 * time.Millisecond
-	// maxRound bounds the events handled between two looks at the feed.
+	// maxRound bounds the events handled between two looks at the feed, and
+	// the checkpoints of one proposal.
 	maxRound = 1000
 )
 
@@ -29,13 +30,14 @@ func (l *Lessor) run(ctx context.Context, r *reign) {
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		r.sync()
-		revoke, checkpoint := r.collect(maxRound)
+		revoke, more := r.collect(maxRound)
+		record := r.nextRecord()
 		wait, any := r.wait()
 		l.mu.Unlock()
 
-		l.checkpointAll(ctx, r, checkpoint)
+		l.startRecord(ctx, r, record)
 		l.revokeAll(ctx, r, revoke)
-		if len(revoke)+len(checkpoint) == maxRound {
+		if more {
 			continue
 		}
 		if any {
@@ -54,31 +56,30 @@ func (l *Lessor) run(ctx context.Context, r *reign) {
 	}
 }
 
-// start runs f on a goroutine of its own as soon as one of the slots is free.
-func (l *Lessor) start(ctx context.Context, f func()) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-ctx.Done():
-		return
-	}
-	// Ends when its proposal does, at the latest soon after the reign's end;
-	// Close waits.
-	l.tasks.Add(1)
-	go func() {
-		defer l.tasks.Done()
-		defer func() { <-l.slots }()
-		f()
-	}()
-}
-
+// revokeAll starts to revoke terms, each as soon as one of the slots is free.
 func (l *Lessor) revokeAll(ctx context.Context, r *reign, terms []*term) {
 	for _, t := range terms {
-		l.start(ctx, func() { l.revoke(ctx, r, t) })
+		select {
+		case l.slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		// Ends when its proposal does, at the latest soon after the reign's
+		// end; Close waits.
+		l.tasks.Add(1)
+		go func() {
+			defer l.tasks.Done()
+			defer func() { <-l.slots }()
+			l.revoke(ctx, r, t)
+		}()
 	}
 }
 
 func (l *Lessor) revoke(ctx context.Context, r *reign, t *term) {
-	err := l.proposer.Propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: t.ID}})
+	if !l.exists(ctx, r, t) {
+		return // its owner was faster, and may have granted another one by its name
+	}
+	err := r.proposer.Propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: t.ID}})
 	if err == nil {
 		l.expired.Add(1)
 	}
@@ -91,14 +92,15 @@ func (l *Lessor) revoke(ctx context.Context, r *reign, t *term) {
 		return
 	}
 	r.sync()
+	now := r.now()
 	if r.terms[t.ID] == t {
-		t.retry = r.now() + r.o.RetryInterval
+		t.retry = now + r.o.RetryInterval
 		r.enqueue(t)
 		r.rouse()
 	}
 	switch {
 	case err != nil && !r.failing:
-		r.failing = true
+		r.failing, r.probe = true, now+r.o.RetryInterval
 		l.o.Logger.Warn("cannot revoke expired leases, will keep trying", zap.Int64("lease", t.ID), zap.Error(err))
 	case err == nil && r.failing:
 		r.failing = false
@@ -106,56 +108,107 @@ func (l *Lessor) revoke(ctx context.Context, r *reign, t *term) {
 	}
 }
 
-func (l *Lessor) checkpointAll(ctx context.Context, r *reign, terms []*term) {
-	if len(terms) > 0 {
-		l.start(ctx, func() { l.checkpoint(ctx, r, terms) })
-	}
-}
-
-func (l *Lessor) checkpoint(ctx context.Context, r *reign, terms []*term) {
-	recorded := make(chan struct{})
-	l.mu.Lock()
-	cs := r.record(terms, recorded)
-	l.mu.Unlock()
-	if len(cs) == 0 {
-		return
-	}
-	err := l.proposer.Propose(ctx, checkpointRequest(cs))
-
+// exists reports whether the lease of t does, in the reign r.
+func (l *Lessor) exists(ctx context.Context, r *reign, t *term) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	close(recorded)
-	for _, t := range terms {
+	if ctx.Err() != nil {
+		return false
+	}
+	r.sync()
+	return r.terms[t.ID] == t
+}
+
+// record is a proposal of checkpoints. The first one moves the table's clock, by
+// which the others are stamped.
+type record struct {
+	checkpoints []*pb.LeaseCheckpoint
+	terms       []*term
+	decided     chan struct{}
+}
+
+// nextRecord makes the next proposal of checkpoints, of up to maxRound pending
+// terms. There is none while one is under way: one at a time is what bounds
+// their rate, and what keeps the clock's readings in order. What ended or was
+// renewed since it fell due has nothing to record.
+func (r *reign) nextRecord() *record {
+	if r.recording {
+		return nil
+	}
+	now := r.now()
+	rec := &record{
+		checkpoints: []*pb.LeaseCheckpoint{{ID: 0, Remaining_TTL: int64(r.led + now)}},
+		decided:     make(chan struct{}),
+	}
+	for len(r.pending) > 0 && len(rec.terms) < maxRound {
+		t := r.pending[0]
+		if r.pending = r.pending[1:]; len(r.pending) == 0 {
+			r.pending = nil
+		}
+		if r.terms[t.ID] != t || t.checkpoint != 0 || t.deadline <= now {
+			continue
+		}
+		t.recording = rec.decided
+		rec.terms = append(rec.terms, t)
+		rec.checkpoints = append(rec.checkpoints, &pb.LeaseCheckpoint{ID: t.ID, Remaining_TTL: t.left(now)})
+	}
+	if len(rec.terms) == 0 && (r.stored == 0 || now < r.ticking) {
+		return nil
+	}
+	r.recording, r.ticking = true, now+tick
+	return rec
+}
+
+// left is what t has left of its time to live, in seconds, rounded up. It is at
+// least 1, for 0 stands for all: what is in its grace may live a second more.
+func (t *term) left(now time.Duration) int64 {
+	return max(1, int64((t.deadline-t.grace-now+time.Second-1)/time.Second))
+}
+
+// startRecord proposes rec, if there is one.
+func (l *Lessor) startRecord(ctx context.Context, r *reign, rec *record) {
+	if rec == nil {
+		return
+	}
+	// Ends when its proposal does, at the latest soon after the reign's end;
+	// Close waits.
+	l.tasks.Add(1)
+	go func() {
+		defer l.tasks.Done()
+		l.finishRecord(ctx, r, rec, r.proposer.Propose(ctx, checkpointRequest(rec.checkpoints)))
+	}()
+}
+
+func (l *Lessor) finishRecord(ctx context.Context, r *reign, rec *record, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(rec.decided)
+	r.recording = false
+	for _, t := range rec.terms {
 		t.recording = nil
 		if err != nil {
-			t.RemainingTTL = t.TTL // may yet be recorded: the next renewal clears it
+			t.uncertain = true // the next renewal clears it
 			r.hasten(t)
 		}
 	}
-	if err != nil && ctx.Err() == nil {
-		l.o.Logger.Warn("cannot record the remaining time of leases, will try again", zap.Int("leases", len(cs)), zap.Error(err))
+	if ctx.Err() != nil {
+		return
+	}
+	r.rouse()
+	switch {
+	case err != nil && !r.mute:
+		r.mute = true
+		l.o.Logger.Warn("cannot record the remaining time of leases, will keep trying", zap.Int("leases", len(rec.terms)), zap.Error(err))
+	case err == nil && r.mute:
+		r.mute = false
+		l.o.Logger.Info("recording the remaining time of leases again")
 	}
 }
 
-// record makes the checkpoints of terms and marks the terms as being recorded
-// until the channel is closed. What ended or was renewed since it fell due has
-// nothing to record.
-func (r *reign) record(terms []*term, until <-chan struct{}) []*pb.LeaseCheckpoint {
-	now := r.now()
-	var cs []*pb.LeaseCheckpoint
-	for _, t := range terms {
-		left := int64((t.deadline - now + time.Second - 1) / time.Second)
-		if r.terms[t.ID] == t && 0 < left && left < t.TTL {
-			cs = append(cs, &pb.LeaseCheckpoint{ID: t.ID, Remaining_TTL: left})
-			t.recording = until
-		}
-	}
-	return cs
-}
-
-// hasten repeats the checkpoint of t after the retry interval.
+// hasten repeats the checkpoint of t after the retry interval, unless it was
+// renewed.
 func (r *reign) hasten(t *term) {
-	if t.pos == notQueued || t.deadline-r.now() <= r.o.CheckpointInterval {
+	if t.pos == notQueued || t.checkpoint != 0 {
 		return
 	}
 	t.checkpoint = r.now() + r.o.RetryInterval

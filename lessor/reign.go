@@ -9,24 +9,43 @@ import (
 	"github.com/coteriedb/coterie/machine/lease"
 )
 
+// tick is how often the table's clock is moved on while leases with checkpoints
+// live by it, and how soon a new leader checkpoints those without.
+const tick = time.Second
+
 // reign is the state of one unbroken time as leader. It is built by Promote
-// and dropped whole at its end. Lessor.mu guards it.
+// and dropped whole at its end. Lessor.mu guards what changes in it.
 type reign struct {
-	o      Options
-	table  Leases
-	feed   *lease.Feed
-	cancel context.CancelFunc
-	ended  <-chan struct{}
+	o        Options
+	table    Leases
+	proposer Proposer
+	feed     *lease.Feed
+	cancel   context.CancelFunc
+	ended    <-chan struct{}
 	// start is the zero of all times of the reign.
 	start time.Time
+	// led is what the table's clock said then.
+	led time.Duration
 	// terms has every lease of the table, as of the last sync.
 	terms map[int64]*term
 	// queue orders the terms that are not being revoked by term.next.
 	queue queue
 	// wake tells the loop that the queue changed behind its back.
 	wake chan struct{}
-	// failing is set while revocations fail, to log that once.
+	// stored is the number of terms with a checkpoint in the table.
+	stored int
+	// pending are the terms whose checkpoint has fallen due, and recording is
+	// set while a proposal of some is under way.
+	pending   []*term
+	recording bool
+	// ticking is when the table's clock is to be moved on, if stored.
+	ticking time.Duration
+	// failing is set while revocations fail. Then they are tried one by one,
+	// the next one at the time probe, lest all who wait fail again and again.
 	failing bool
+	probe   time.Duration
+	// mute is set while checkpoints fail, to log that once.
+	mute    bool
 	changed []int64 // scratch of sync
 }
 
@@ -34,8 +53,13 @@ type reign struct {
 type term struct {
 	lease.Lease
 	deadline time.Duration
+	// grace is what the deadline has in it beyond the time to live. It is not
+	// recorded, for the next leader gives its own.
+	grace time.Duration
 	// checkpoint is when the remaining time is to be recorded; 0 for never.
 	checkpoint time.Duration
+	// uncertain is set when a checkpoint failed, which may yet be applied.
+	uncertain bool
 	// retry is when a revocation that failed is tried again; 0 before that.
 	retry time.Duration
 	// next orders the queue. Invariant: it is not after the next event of the
@@ -55,48 +79,95 @@ const notQueued = -1
 
 // newReign starts every lease of the table with its remaining time and the
 // extension.
-func newReign(table Leases, o Options, cancel context.CancelFunc, ended <-chan struct{}) *reign {
+func newReign(table Leases, p Proposer, o Options, cancel context.CancelFunc, ended <-chan struct{}) *reign {
 	r := &reign{
-		o:      o,
-		table:  table,
-		feed:   table.Follow(), // before All, so that nothing falls between
-		cancel: cancel,
-		ended:  ended,
-		start:  o.Clock.Now(),
-		wake:   make(chan struct{}, 1),
+		o:        o,
+		table:    table,
+		proposer: p,
+		feed:     table.Follow(), // before All, so that nothing falls between
+		cancel:   cancel,
+		ended:    ended,
+		start:    o.Clock.Now(),
+		led:      table.Clock(),
+		wake:     make(chan struct{}, 1),
+		ticking:  tick,
 	}
 	all := table.All()
 	r.terms = make(map[int64]*term, len(all))
 	for _, l := range all {
-		r.begin(l, o.Extend)
+		r.inherit(l)
 	}
 	return r
 }
 
 func (r *reign) now() time.Duration { return r.o.Clock.Now().Sub(r.start) }
 
-// begin adds the term of a lease that is new to the reign.
-func (r *reign) begin(l lease.Lease, extend time.Duration) {
-	t := &term{Lease: l, pos: notQueued}
-	r.terms[l.ID] = t
-	r.extend(t, extend+seconds(l.Remaining()))
+// inherit adds the term of a lease that earlier leaders granted. When it was
+// last renewed is unknown. Unless it has a checkpoint, it gets one soon, so that
+// no number of leaders can forget more of its life than the last one that
+// renewed it.
+func (r *reign) inherit(l lease.Lease) {
+	t := r.add(l)
+	t.grace = r.o.Extend
+	soon := min(tick, r.patience(t))
+	if l.RemainingTTL > 0 {
+		soon = 0
+	}
+	r.schedule(t, seconds(l.Remaining()), soon)
 	r.enqueue(t)
 }
 
-// renew gives t its granted time from now.
-func (r *reign) renew(t *term) { r.extend(t, seconds(t.TTL)) }
+// grant adds the term of a lease that was granted in this reign.
+func (r *reign) grant(l lease.Lease) {
+	t := r.add(l)
+	r.renew(t)
+	r.enqueue(t)
+}
 
-// extend moves the deadline to d from now, and the checkpoint with it: the
-// time recorded, or the granted time if none is, is good for another interval.
-func (r *reign) extend(t *term, d time.Duration) {
+func (r *reign) add(l lease.Lease) *term {
+	t := &term{pos: notQueued}
+	r.terms[l.ID] = t
+	r.learn(t, l)
+	return t
+}
+
+// learn takes in what the table says of the lease of t.
+func (r *reign) learn(t *term, l lease.Lease) {
+	if t.RemainingTTL > 0 {
+		r.stored--
+	}
+	if l.RemainingTTL > 0 {
+		r.stored++
+	}
+	t.Lease = l
+}
+
+// renew gives t its granted time from now.
+func (r *reign) renew(t *term) {
+	t.grace = 0
+	r.schedule(t, seconds(t.TTL), r.patience(t))
+}
+
+// patience is how long a lease may go without being renewed before it gets a
+// checkpoint. Who keeps a lease alive does so more often.
+func (r *reign) patience(t *term) time.Duration {
+	return min(seconds(t.TTL)/2, r.o.CheckpointInterval)
+}
+
+// schedule moves the deadline to d and the grace from now, and the checkpoint,
+// if there is to be one, to a moment from now.
+func (r *reign) schedule(t *term, d, checkpoint time.Duration) {
 	now := r.now()
-	t.deadline = now + min(d, math.MaxInt64-now) // centuries may overflow
+	t.deadline = now + min(d, math.MaxInt64-now-t.grace) + t.grace // centuries may overflow
 	t.checkpoint = 0
-	if i := r.o.CheckpointInterval; i > 0 && d > i {
-		t.checkpoint = now + i
+	if r.o.CheckpointInterval > 0 && checkpoint > 0 {
+		t.checkpoint = now + checkpoint
 	}
 	r.advance(t)
 }
+
+// marked reports whether later leaders may know of a checkpoint of t.
+func (t *term) marked() bool { return t.RemainingTTL > 0 || t.uncertain }
 
 // advance moves t forward in the queue if its next event has become earlier.
 func (r *reign) advance(t *term) {
@@ -139,6 +210,7 @@ func (r *reign) enqueue(t *term) {
 // end removes t, whose lease no longer exists.
 func (r *reign) end(t *term) {
 	delete(r.terms, t.ID)
+	r.learn(t, lease.Lease{ID: t.ID})
 	if t.pos != notQueued {
 		heap.Remove(&r.queue, t.pos)
 	}
@@ -176,50 +248,71 @@ func (r *reign) update(id int64) {
 	l, exists := r.table.Get(id)
 	t := r.terms[id]
 	if t != nil && exists && t.Incarnation == l.Incarnation {
-		t.Lease = l // checkpointed
+		r.learn(t, l) // checkpointed
 		return
 	}
 	if t != nil {
 		r.end(t)
 	}
 	if exists {
-		r.begin(l, 0)
+		r.grant(l)
 	}
 }
 
 // collect takes up to limit events that are due out of the queue: the terms
-// to revoke, which stay out of it, and those to checkpoint, which do not.
-func (r *reign) collect(limit int) (revoke, checkpoint []*term) {
+// to revoke, which it returns and which stay out of it, and those to checkpoint,
+// which become pending. There may be more.
+func (r *reign) collect(limit int) (revoke []*term, more bool) {
 	now := r.now()
-	for len(r.queue) > 0 && len(revoke)+len(checkpoint) < limit {
-		t := r.queue[0]
-		if t.next > now {
-			break
+	for n := 0; len(r.queue) > 0 && r.queue[0].next <= now; n++ {
+		if n == limit {
+			return revoke, true
 		}
+		t := r.queue[0]
 		switch {
 		case max(t.deadline, t.retry) <= now:
-			heap.Pop(&r.queue)
-			revoke = append(revoke, t)
-			continue
-		case t.checkpoint != 0 && t.checkpoint <= now:
-			checkpoint = append(checkpoint, t)
-			t.checkpoint = 0
-			if t.deadline-now > r.o.CheckpointInterval {
-				t.checkpoint = now + r.o.CheckpointInterval
+			if !r.held(t, now) {
+				heap.Pop(&r.queue)
+				revoke = append(revoke, t)
+				continue
 			}
+		case t.checkpoint != 0 && t.checkpoint <= now:
+			t.checkpoint = 0
+			r.pending = append(r.pending, t)
 		}
 		t.next = t.due()
 		heap.Fix(&r.queue, 0)
 	}
-	return revoke, checkpoint
+	return revoke, false
+}
+
+// held puts the revocation of t off if another one is to find out first whether
+// revocations succeed again.
+func (r *reign) held(t *term, now time.Duration) bool {
+	if !r.failing {
+		return false
+	}
+	if now < r.probe {
+		t.retry = r.probe
+		return true
+	}
+	r.probe = now + r.o.RetryInterval
+	return false
 }
 
 // wait is the time until the next event, or none.
 func (r *reign) wait() (d time.Duration, ok bool) {
-	if len(r.queue) == 0 {
+	d = math.MaxInt64
+	if len(r.queue) > 0 {
+		d = r.queue[0].next
+	}
+	if r.stored > 0 && !r.recording {
+		d = min(d, r.ticking)
+	}
+	if d == math.MaxInt64 {
 		return 0, false
 	}
-	return max(0, r.queue[0].next-r.now()), true
+	return max(0, d-r.now()), true
 }
 
 func seconds(s int64) time.Duration { return time.Duration(s) * time.Second }
