@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"storage/engine":   {},
 	"storage/wal":      {},
 	"storage/etcdfile": {},
+	"storage/etcdlog":  {},
 
 	// What is applied. The log is not its business: it is given commands.
 	"machine":       {"machine/*", "storage/engine", "storage/etcdfile"},
@@ -68,7 +69,7 @@ var mayBeUsedBy = []struct {
 	{"go.etcd.io/etcd/etcdctl", "etcdctl is a command", []string{"cmd/*"}},
 	{"github.com/spf13", "flags belong to commands", []string{"bench/compare", "cmd/*"}},
 	{"go.etcd.io/etcd/client/v3", "the server is not its own client; the root package hands one out", []string{"bench", "bench/*", "cmd/*", "."}},
-	{"go.etcd.io/raft/v3", "raft is driven by consensus, stored by the log and carried by peer", []string{"consensus", "peer", "storage/wal", "."}},
+	{"go.etcd.io/raft/v3", "raft is driven by consensus, stored by the log and carried by peer", []string{"consensus", "peer", "storage/etcdlog", "storage/wal", "."}},
 	{"go.etcd.io/bbolt", "bbolt is the format of etcd's snapshot files", []string{"storage/etcdfile"}},
 	{"google.golang.org/grpc", "only the way in knows how commands arrive",
 		[]string{"rpc", "api", "api/*", ".", "bench", "bench/*", "cmd/*"}},

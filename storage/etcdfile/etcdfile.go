@@ -1,9 +1,13 @@
-// Package etcdfile writes snapshot files in etcd's format: a bbolt database
-// with etcd's buckets, followed by its SHA-256. etcdutl reads and restores
-// them, and etcd starts on the result.
+// Package etcdfile writes and reads snapshot files in etcd's format: a bbolt
+// database with etcd's buckets, followed by its SHA-256. etcdutl reads and
+// restores what it writes, and etcd starts on the result.
 //
-// It knows the layout of etcd 3.7's file and nothing of where the contents
-// come from.
+// Reading changes nothing, and a damaged file gives an error, whatever is in it:
+// the pages are read here and not by bbolt, which maps the file into memory and
+// ends the process when it meets what it does not expect.
+//
+// It knows the layout of etcd 3.5's to 3.7's file and nothing of where the
+// contents come from or go to.
 package etcdfile
 
 import (
@@ -79,19 +83,33 @@ var (
 // changesPerTx bounds the memory of the bbolt transaction that is written.
 const changesPerTx = 10_000
 
-// Write makes the file at path, which must not exist. On an error nothing is
-// left there.
+// Write makes a snapshot file at path, which must not exist. On an error nothing
+// is left there.
 func Write(ctx context.Context, path string, c Contents) error {
+	return write(ctx, path, &c, appendChecksum)
+}
+
+// WriteDatabase makes the database of a data directory of etcd's. It is a
+// snapshot file without the checksum.
+func WriteDatabase(ctx context.Context, path string, c Contents) error {
+	return write(ctx, path, &c, func(string) error { return nil })
+}
+
+func write(ctx context.Context, path string, c *Contents, finish func(path string) error) error {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		return errors.Join(fmt.Errorf("write snapshot file: %s is in the way", path), err)
 	}
-	if err := write(ctx, path, &c); err != nil {
+	err := writeBolt(ctx, path, c)
+	if err == nil {
+		err = finish(path)
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("write snapshot file: %w", err), removeIfThere(path))
 	}
 	return nil
 }
 
-func write(ctx context.Context, path string, c *Contents) error {
+func writeBolt(ctx context.Context, path string, c *Contents) error {
 	// The file is synced once, at the end. Nothing else can hold its lock: the
 	// timeout only turns a surprise into an error.
 	db, err := bolt.Open(path, 0o600, &bolt.Options{NoSync: true, NoGrowSync: true, NoFreelistSync: true, Timeout: time.Second})
@@ -104,10 +122,7 @@ func write(ctx context.Context, path string, c *Contents) error {
 	if err := writeChanges(ctx, db, c); err != nil {
 		return errors.Join(err, db.Close())
 	}
-	if err := errors.Join(db.Sync(), db.Close()); err != nil {
-		return err
-	}
-	return appendChecksum(path)
+	return errors.Join(db.Sync(), db.Close())
 }
 
 func removeIfThere(path string) error {
