@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/url"
@@ -37,6 +38,8 @@ const (
 	defaultCompactionSleepInterval = 10 * time.Millisecond
 	defaultWatchProgressInterval   = 10 * time.Minute
 	defaultUnaryRequestWarning     = 300 * time.Millisecond
+	defaultRaftTimeout             = 5 * time.Second
+	defaultSnapshotSendRate        = 128 << 20
 
 	// maxElectionTimeout is etcd's: a cluster that needs longer has other troubles.
 	maxElectionTimeout = 50 * time.Second
@@ -75,16 +78,33 @@ type Config struct {
 	// Default http://localhost:2380.
 	InitialAdvertisePeerURLs []string
 
-	// InitialCluster lists the members of a new cluster as "name=peerURL,..." (--initial-cluster); a member with
-	// several URLs is listed once for each. It is read when DataDir is empty, and may name only this member: clusters
-	// of more than one are not supported yet. Default: Name with each of InitialAdvertisePeerURLs.
+	// InitialCluster lists the members of a new cluster, or those of the cluster that this member joins, as
+	// "name=peerURL,..." (--initial-cluster); a member with several URLs is listed once for each. It is read when
+	// DataDir is empty. Default: Name with each of InitialAdvertisePeerURLs, unless the members are to be discovered.
 	InitialCluster string
 	// InitialClusterToken goes into the ids of a new cluster and its members, so that members of clusters with
 	// different tokens never mistake one another (--initial-cluster-token). Default "etcd-cluster".
 	InitialClusterToken string
 	// InitialClusterState is ClusterStateNew or ClusterStateExisting (--initial-cluster-state). It is read when
-	// DataDir is empty; then only ClusterStateNew is supported yet. Default ClusterStateNew.
+	// DataDir is empty. Default ClusterStateNew.
 	InitialClusterState string
+	// Discovery finds the members of a new cluster through another one, if it has endpoints. It is read when DataDir
+	// is empty, and excludes InitialCluster and DiscoverySRV.
+	Discovery Discovery
+	// DiscoverySRV is the domain whose SRV records name the members (--discovery-srv). They are looked up when
+	// DataDir is empty, and exclude InitialCluster and Discovery.
+	DiscoverySRV string
+	// DiscoverySRVName tells clusters in one domain apart (--discovery-srv-name): the services looked up are
+	// "etcd-server-ssl" and "etcd-server", each with a dash and this name behind it.
+	DiscoverySRVName string
+	// StrictReconfigCheck refuses changes of the membership after which the members that are up would be no quorum
+	// (--strict-reconfig-check). Default true.
+	StrictReconfigCheck bool
+	// MaxLearners is the most members without a vote (--max-learners). Default 1.
+	MaxLearners int
+	// ForceNewCluster makes this member the only one, with the data that it has (--force-new-cluster). It is for the
+	// time after most of the others were lost for good; those that were not must never be started with their old data.
+	ForceNewCluster bool
 
 	// HeartbeatInterval is the time between a leader's heartbeats, in whole milliseconds (--heartbeat-interval).
 	// Default 100ms.
@@ -95,6 +115,17 @@ type Config struct {
 	// PreVote asks for votes provisionally first, so that a member that was cut off does not depose a working
 	// leader (--pre-vote). Default true.
 	PreVote bool
+	// InitialElectionTickAdvance shortens the wait for the first election after a start, in which a leader would
+	// long have been heard from (--initial-election-tick-advance). Default true.
+	InitialElectionTickAdvance bool
+	// RaftReadTimeout is how long the other end of a connection between members may be silent
+	// (--raft-read-timeout). 0 means 5s, the default.
+	RaftReadTimeout time.Duration
+	// RaftWriteTimeout is how long it may take nothing (--raft-write-timeout). 0 means 5s, the default.
+	RaftWriteTimeout time.Duration
+	// SnapshotSendRate bounds how fast a member's state is sent to another, in bytes per second
+	// (--snapshot-send-rate). 0 means 128 MiB, the default; a negative value means no bound.
+	SnapshotSendRate int64
 
 	// SnapshotCount is after how many applied entries the log is cut (--snapshot-count). 0 means 10,000, the default.
 	SnapshotCount uint64
@@ -151,6 +182,28 @@ type Config struct {
 
 	// ClientTLS is used on https:// and unixs:// client and metrics URLs.
 	ClientTLS ClientTLS
+	// PeerTLS is used between members, on https:// and unixs:// peer URLs.
+	PeerTLS PeerTLS
+	// CipherSuites are Go's names of the suites to offer (--cipher-suites). Empty means Go's choice.
+	CipherSuites []string
+	// TLSMinVersion and TLSMaxVersion are "TLS1.2", "TLS1.3" or empty for Go's choice (--tls-min-version,
+	// --tls-max-version). Default "TLS1.2" and empty.
+	TLSMinVersion, TLSMaxVersion string
+	// SelfSignedCertValidityYears is how long certificates are valid that are made here
+	// (--self-signed-cert-validity). Default 1.
+	SelfSignedCertValidityYears uint
+
+	// InitialCorruptCheck compares this member's data with the others' before it serves anybody
+	// (--feature-gates=InitialCorruptCheck=true).
+	InitialCorruptCheck bool
+	// CorruptCheckTime is how often the leader compares the data of all members; 0, the default, means never
+	// (--corrupt-check-time).
+	CorruptCheckTime time.Duration
+	// CompactHashCheck has the leader compare what the members' compactions have left
+	// (--feature-gates=CompactHashCheck=true).
+	CompactHashCheck bool
+	// CompactHashCheckTime is how often it does (--compact-hash-check-time). Default 1m.
+	CompactHashCheckTime time.Duration
 
 	// BcryptCost is the strength at which passwords of users are hashed, 4 to 31; each step doubles the time
 	// (--bcrypt-cost). Default 10.
@@ -188,32 +241,100 @@ type ClientTLS struct {
 	ClientCertAuth bool
 	// CRLFile lists certificates that are no longer accepted, DER (--client-crl-file).
 	CRLFile string
+	// AllowedCNs, if set, are the common names one of which a client's certificate must have. They exclude
+	// AllowedHostnames.
+	AllowedCNs []string
 	// AllowedHostnames, if set, is what a client's certificate must be for: one of these (--client-cert-allowed-hostname).
 	AllowedHostnames []string
-	// CipherSuites are Go's names of the suites to offer (--cipher-suites). Empty means Go's choice.
-	CipherSuites []string
-	// MinVersion and MaxVersion are "TLS1.2", "TLS1.3" or empty for Go's choice (--tls-min-version,
-	// --tls-max-version). Default "TLS1.2" and empty.
-	MinVersion, MaxVersion string
 	// Auto makes a certificate under DataDir if CertFile and KeyFile are empty (--auto-tls).
 	Auto bool
-	// SelfSignedCertValidityYears is how long that certificate is valid (--self-signed-cert-validity). Default 1.
-	SelfSignedCertValidityYears uint
+}
+
+// PeerTLS says how members prove themselves to each other. Files are read again for every connection, so that they
+// can be replaced at any time.
+type PeerTLS struct {
+	// CertFile and KeyFile are this member's certificate and its key, PEM (--peer-cert-file, --peer-key-file).
+	CertFile, KeyFile string
+	// ClientCertFile and ClientKeyFile are shown instead when this member is the one who dials
+	// (--peer-client-cert-file, --peer-client-key-file).
+	ClientCertFile, ClientKeyFile string
+	// TrustedCAFile holds the authorities that sign members' certificates, PEM (--peer-trusted-ca-file). If it is
+	// set, members that dial must have a certificate. Empty means the system's, for members that are dialled.
+	TrustedCAFile string
+	// ClientCertAuth requires certificates of members that dial (--peer-client-cert-auth).
+	ClientCertAuth bool
+	// CRLFile lists certificates that are no longer accepted, DER (--peer-crl-file).
+	CRLFile string
+	// AllowedCNs, if set, are the common names one of which a member's certificate must have
+	// (--peer-cert-allowed-cn). They exclude AllowedHostnames.
+	AllowedCNs []string
+	// AllowedHostnames, if set, is what a member's certificate must be for: one of these
+	// (--peer-cert-allowed-hostname).
+	AllowedHostnames []string
+	// SkipClientSANVerification accepts certificates that are for another address than the one that their member
+	// dials from (--peer-skip-client-san-verification).
+	SkipClientSANVerification bool
+	// Auto makes a certificate under DataDir if CertFile and KeyFile are empty (--peer-auto-tls). What members say
+	// to each other is encrypted then, but anybody can say that he is a member.
+	Auto bool
+}
+
+// Discovery says where the members of a new cluster find each other: under a token in the key space of another
+// cluster, of etcd or of Coterie. Who makes the token also writes there how many members there are to be.
+type Discovery struct {
+	// Token is the new cluster's (--discovery-token). It takes the place of InitialClusterToken.
+	Token string
+	// Endpoints are client URLs of the cluster that serves the discovery (--discovery-endpoints).
+	Endpoints []string
+	// DialTimeout bounds the log-in there (--discovery-dial-timeout). Default 2s.
+	DialTimeout time.Duration
+	// RequestTimeout bounds each request (--discovery-request-timeout). Default 5s.
+	RequestTimeout time.Duration
+	// KeepAliveTime is after what silence it is pinged (--discovery-keepalive-time). Default 2s.
+	KeepAliveTime time.Duration
+	// KeepAliveTimeout is how long its answer may take (--discovery-keepalive-timeout). Default 6s.
+	KeepAliveTimeout time.Duration
+	// InsecureTransport talks to it without TLS if neither files nor ServerName are set
+	// (--discovery-insecure-transport). Default true.
+	InsecureTransport bool
+	// InsecureSkipVerify does not verify its certificate (--discovery-insecure-skip-tls-verify).
+	InsecureSkipVerify bool
+	// CertFile and KeyFile are the certificate to show it, PEM (--discovery-cert, --discovery-key).
+	CertFile, KeyFile string
+	// TrustedCAFile holds the authorities that sign its certificate, PEM (--discovery-cacert).
+	TrustedCAFile string
+	// ServerName is whom its certificate must be for. Empty means the host of the endpoint.
+	ServerName string
+	// Username and Password are for a service with authentication (--discovery-user, --discovery-password).
+	Username, Password string
 }
 
 // DefaultConfig returns the configuration of a member that serves clients on localhost:2379 and is alone.
 func DefaultConfig() Config {
 	return Config{
-		Name:                        "default",
-		ListenClientURLs:            []string{"http://localhost:2379"},
-		ListenPeerURLs:              []string{"http://localhost:2380"},
-		AdvertiseClientURLs:         []string{"http://localhost:2379"},
-		InitialAdvertisePeerURLs:    []string{"http://localhost:2380"},
-		InitialClusterToken:         "etcd-cluster",
-		InitialClusterState:         ClusterStateNew,
-		HeartbeatInterval:           100 * time.Millisecond,
-		ElectionTimeout:             time.Second,
+		Name:                     "default",
+		ListenClientURLs:         []string{"http://localhost:2379"},
+		ListenPeerURLs:           []string{"http://localhost:2380"},
+		AdvertiseClientURLs:      []string{"http://localhost:2379"},
+		InitialAdvertisePeerURLs: []string{"http://localhost:2380"},
+		InitialClusterToken:      "etcd-cluster",
+		InitialClusterState:      ClusterStateNew,
+		HeartbeatInterval:        100 * time.Millisecond,
+		ElectionTimeout:          time.Second,
+		Discovery: Discovery{
+			DialTimeout:       2 * time.Second,
+			RequestTimeout:    5 * time.Second,
+			KeepAliveTime:     2 * time.Second,
+			KeepAliveTimeout:  6 * time.Second,
+			InsecureTransport: true,
+		},
+		StrictReconfigCheck:         true,
+		MaxLearners:                 1,
 		PreVote:                     true,
+		InitialElectionTickAdvance:  true,
+		RaftReadTimeout:             defaultRaftTimeout,
+		RaftWriteTimeout:            defaultRaftTimeout,
+		SnapshotSendRate:            defaultSnapshotSendRate,
 		SnapshotCount:               defaultSnapshotCount,
 		SnapshotCatchUpEntries:      defaultSnapshotCatchUpEntries,
 		MaxTxnOps:                   128,
@@ -229,7 +350,9 @@ func DefaultConfig() Config {
 		GRPCKeepAliveMinTime:        5 * time.Second,
 		GRPCKeepAliveInterval:       2 * time.Hour,
 		GRPCKeepAliveTimeout:        20 * time.Second,
-		ClientTLS:                   ClientTLS{MinVersion: string(tlsutil.TLSVersion12), SelfSignedCertValidityYears: 1},
+		TLSMinVersion:               string(tlsutil.TLSVersion12),
+		SelfSignedCertValidityYears: 1,
+		CompactHashCheckTime:        time.Minute,
 		BcryptCost:                  10,
 		EnableGRPCGateway:           true,
 		Metrics:                     MetricsBasic,
@@ -243,9 +366,10 @@ func (c *Config) Validate() error {
 	return errors.Join(
 		c.validateURLs(),
 		c.validateCluster(),
+		c.validateDiscovery(),
 		c.validateTimes(),
 		c.validateLimits(),
-		c.ClientTLS.validate(),
+		c.validateTLS(),
 	)
 }
 
@@ -278,10 +402,8 @@ func (c *Config) validateURLs() error {
 	if i := slices.IndexFunc(served, secure); i >= 0 && c.ClientTLS.CertFile == "" && !c.ClientTLS.Auto {
 		errs = append(errs, fmt.Errorf("%s needs a certificate: set cert-file and key-file, or auto-tls", served[i]))
 	}
-	for _, raw := range slices.Concat(c.ListenPeerURLs, c.InitialAdvertisePeerURLs) {
-		if secure(raw) {
-			errs = append(errs, fmt.Errorf("peer URL %s: TLS between members is not supported yet", raw))
-		}
+	if i := slices.IndexFunc(c.ListenPeerURLs, secure); i >= 0 && c.PeerTLS.CertFile == "" && !c.PeerTLS.Auto {
+		errs = append(errs, fmt.Errorf("%s needs a certificate: set peer-cert-file and peer-key-file, or peer-auto-tls", c.ListenPeerURLs[i]))
 	}
 	return errors.Join(errs...)
 }
@@ -327,12 +449,39 @@ func (c *Config) validateCluster() error {
 		errs = append(errs, fmt.Errorf("initial-cluster-state: %q is neither %q nor %q",
 			c.InitialClusterState, ClusterStateNew, ClusterStateExisting))
 	}
-	members, err := parseCluster(c.InitialCluster)
-	if err != nil {
+	if _, err := parseCluster(c.InitialCluster); err != nil {
 		errs = append(errs, err)
 	}
-	if len(members) > 1 {
-		errs = append(errs, fmt.Errorf("initial-cluster: multi-member clusters are not supported yet; it names %d members", len(members)))
+	return errors.Join(errs...)
+}
+
+// validateDiscovery checks how the members are found. The ways exclude each other, for their answers might differ.
+func (c *Config) validateDiscovery() error {
+	var errs []error
+	ways := 0
+	for _, set := range []bool{c.InitialCluster != "", len(c.Discovery.Endpoints) > 0, c.DiscoverySRV != ""} {
+		if set {
+			ways++
+		}
+	}
+	if ways > 1 {
+		errs = append(errs, errors.New(`multiple discovery or bootstrap flags are set: choose one of "initial-cluster", "discovery-endpoints" or "discovery-srv"`))
+	}
+	if c.DiscoverySRVName != "" && c.DiscoverySRV == "" {
+		errs = append(errs, errors.New("discovery-srv-name: discovery-srv is not set, so no records are looked up"))
+	}
+	d := &c.Discovery
+	if (d.Token != "") != (len(d.Endpoints) > 0) {
+		errs = append(errs, errors.New("both discovery-token and discovery-endpoints must be set"))
+	}
+	if strings.ContainsRune(d.Token, '/') {
+		errs = append(errs, fmt.Errorf("discovery-token: %q must not contain '/', which separates the parts of keys", d.Token))
+	}
+	if slices.ContainsFunc(d.Endpoints, func(e string) bool { return strings.TrimSpace(e) == "" }) {
+		errs = append(errs, errors.New("discovery-endpoints: must not contain empty endpoints"))
+	}
+	if (d.CertFile == "") != (d.KeyFile == "") {
+		errs = append(errs, errors.New("discovery-cert and discovery-key: one needs the other"))
 	}
 	return errors.Join(errs...)
 }
@@ -356,27 +505,68 @@ func parseCluster(s string) (map[string][]string, error) {
 	return members, nil
 }
 
-// checkBootstrap reports why no cluster may be made from the configuration. It concerns empty data directories
+// checkBootstrap reports why a member cannot be made from the configuration. It concerns empty data directories
 // alone: a member that has been made keeps its cluster, whatever the initial-… settings say.
 func (c *Config) checkBootstrap() error {
-	if c.InitialClusterState == ClusterStateExisting {
-		return fmt.Errorf("initial-cluster-state is %q and the data directory %s is empty: joining a cluster is not supported yet",
-			ClusterStateExisting, c.DataDir)
-	}
 	members, err := parseCluster(c.InitialCluster)
 	if err != nil {
 		return err
 	}
 	mine, ok := members[c.Name]
 	if !ok {
-		return fmt.Errorf("initial-cluster %q does not name this member, %q", c.InitialCluster, c.Name)
+		return fmt.Errorf("couldn't find local name %q in the initial cluster configuration %q: list this member there, or set name to how it is listed",
+			c.Name, c.InitialCluster)
 	}
-	mine, advertised := slices.Clone(mine), slices.Clone(c.InitialAdvertisePeerURLs)
-	slices.Sort(mine)
-	slices.Sort(advertised)
-	if !slices.Equal(slices.Compact(mine), slices.Compact(advertised)) {
-		return fmt.Errorf("initial-cluster gives this member the peer URLs %s, but initial-advertise-peer-urls are %s",
-			strings.Join(mine, ","), strings.Join(advertised, ","))
+	if err := refuseDuplicateURLs(members); err != nil {
+		return err
+	}
+	if c.InitialClusterState == ClusterStateExisting {
+		// The cluster knows which URLs it has added this member with; those to advertise do not matter yet.
+		if len(members) == 1 {
+			return fmt.Errorf("initial-cluster-state is %q, but initial-cluster %q names nobody but this member: list the members of the cluster to join",
+				ClusterStateExisting, c.InitialCluster)
+		}
+		return nil
+	}
+	return sameURLs(c.Name, mine, c.InitialAdvertisePeerURLs)
+}
+
+// refuseDuplicateURLs requires that every URL leads to one member, and is listed once.
+func refuseDuplicateURLs(members map[string][]string) error {
+	owner := make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		for _, u := range members[name] {
+			other, taken := owner[u]
+			switch {
+			case taken && other == name:
+				return fmt.Errorf("initial cluster has duplicate url %s: %s is listed with it twice", u, name)
+			case taken:
+				return fmt.Errorf("initial cluster has duplicate url %s: both %s and %s are listed with it", u, other, name)
+			}
+			owner[u] = name
+		}
+	}
+	return nil
+}
+
+// sameURLs requires that a member is listed in the cluster with the URLs that it advertises.
+func sameURLs(name string, listed, advertised []string) error {
+	without := func(list, from []string) string {
+		var missing []string
+		for _, u := range from {
+			if !slices.Contains(list, u) {
+				missing = append(missing, u)
+			}
+		}
+		return strings.Join(missing, ",")
+	}
+	if missing := without(advertised, listed); missing != "" {
+		return fmt.Errorf("--initial-cluster has %s=%s but missing from --initial-advertise-peer-urls=%s: make the two agree",
+			name, missing, strings.Join(advertised, ","))
+	}
+	if missing := without(listed, advertised); missing != "" {
+		return fmt.Errorf("--initial-advertise-peer-urls has %s but missing from --initial-cluster, which lists %s=%s: make the two agree",
+			missing, name, strings.Join(listed, ","))
 	}
 	return nil
 }
@@ -404,10 +594,22 @@ func (c *Config) validateTimes() error {
 		{"grpc-keepalive-min-time", c.GRPCKeepAliveMinTime},
 		{"grpc-keepalive-interval", c.GRPCKeepAliveInterval},
 		{"grpc-keepalive-timeout", c.GRPCKeepAliveTimeout},
+		{"raft-read-timeout", c.RaftReadTimeout},
+		{"raft-write-timeout", c.RaftWriteTimeout},
+		{"corrupt-check-time", c.CorruptCheckTime},
+		{"discovery-dial-timeout", c.Discovery.DialTimeout},
+		{"discovery-keepalive-time", c.Discovery.KeepAliveTime},
+		{"discovery-keepalive-timeout", c.Discovery.KeepAliveTimeout},
 	} {
 		if d.value < 0 {
 			errs = append(errs, fmt.Errorf("%s: %v must not be negative", d.flag, d.value))
 		}
+	}
+	if c.CompactHashCheckTime <= 0 {
+		errs = append(errs, fmt.Errorf("compact-hash-check-time: %v must be positive", c.CompactHashCheckTime))
+	}
+	if len(c.Discovery.Endpoints) > 0 && c.Discovery.RequestTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("discovery-request-timeout: %v must be positive", c.Discovery.RequestTimeout))
 	}
 	return errors.Join(errs...)
 }
@@ -426,6 +628,9 @@ func (c *Config) validateLimits() error {
 	if c.MaxConcurrentStreams == 0 {
 		errs = append(errs, errors.New("max-concurrent-streams: must be at least 1"))
 	}
+	if c.MaxLearners < 0 {
+		errs = append(errs, fmt.Errorf("max-learners: %d must not be negative", c.MaxLearners))
+	}
 	if c.CompactionBatchLimit < 0 {
 		errs = append(errs, fmt.Errorf("compaction-batch-limit: %d must not be negative", c.CompactionBatchLimit))
 	}
@@ -438,6 +643,32 @@ func (c *Config) validateLimits() error {
 	return errors.Join(errs...)
 }
 
+// validateTLS checks what clients and members are served with.
+func (c *Config) validateTLS() error {
+	errs := []error{c.ClientTLS.validate(), c.PeerTLS.validate()}
+	if (c.ClientTLS.Auto || c.PeerTLS.Auto) && c.SelfSignedCertValidityYears == 0 {
+		errs = append(errs, errors.New("self-signed-cert-validity: must be at least 1 year"))
+	}
+	least, err := tlsutil.GetTLSVersion(c.TLSMinVersion)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("tls-min-version: %w", err))
+	}
+	most, err := tlsutil.GetTLSVersion(c.TLSMaxVersion)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("tls-max-version: %w", err))
+	}
+	if most != 0 && least > most {
+		errs = append(errs, fmt.Errorf("tls-min-version %s is above tls-max-version %s", c.TLSMinVersion, c.TLSMaxVersion))
+	}
+	if least == tls.VersionTLS13 && len(c.CipherSuites) > 0 {
+		errs = append(errs, errors.New("cipher-suites: TLS 1.3 alone has no suites to choose from"))
+	}
+	if _, err := tlsutil.GetCipherSuites(c.CipherSuites); err != nil {
+		errs = append(errs, fmt.Errorf("cipher-suites: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
 func (t *ClientTLS) validate() error {
 	var errs []error
 	if (t.CertFile == "") != (t.KeyFile == "") {
@@ -446,25 +677,45 @@ func (t *ClientTLS) validate() error {
 	if t.ClientCertAuth && t.CertFile == "" && !t.Auto {
 		errs = append(errs, errors.New("client-cert-auth: needs cert-file and key-file, or auto-tls"))
 	}
-	if t.Auto && t.SelfSignedCertValidityYears == 0 {
-		errs = append(errs, errors.New("self-signed-cert-validity: must be at least 1 year"))
+	if len(t.AllowedCNs) > 0 && len(t.AllowedHostnames) > 0 {
+		errs = append(errs, errors.New("client-cert-allowed-hostname and allowed-cn of clients: choose one"))
 	}
-	least, err := tlsutil.GetTLSVersion(t.MinVersion)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("tls-min-version: %w", err))
+	return errors.Join(errs...)
+}
+
+func (t *PeerTLS) validate() error {
+	var errs []error
+	if (t.CertFile == "") != (t.KeyFile == "") {
+		errs = append(errs, errors.New("peer-cert-file and peer-key-file: one needs the other"))
 	}
-	most, err := tlsutil.GetTLSVersion(t.MaxVersion)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("tls-max-version: %w", err))
+	if (t.ClientCertFile == "") != (t.ClientKeyFile == "") {
+		errs = append(errs, errors.New("peer-client-cert-file and peer-client-key-file: one needs the other"))
 	}
-	if most != 0 && least > most {
-		errs = append(errs, fmt.Errorf("tls-min-version %s is above tls-max-version %s", t.MinVersion, t.MaxVersion))
+	if t.ClientCertFile != "" && t.CertFile == "" {
+		errs = append(errs, errors.New("peer-client-cert-file: needs peer-cert-file and peer-key-file too"))
 	}
-	if least == tls.VersionTLS13 && len(t.CipherSuites) > 0 {
-		errs = append(errs, errors.New("cipher-suites: TLS 1.3 alone has no suites to choose from"))
+	if len(t.AllowedCNs) > 0 && len(t.AllowedHostnames) > 0 {
+		errs = append(errs, errors.New("peer-cert-allowed-cn and peer-cert-allowed-hostname: choose one"))
 	}
-	if _, err := tlsutil.GetCipherSuites(t.CipherSuites); err != nil {
-		errs = append(errs, fmt.Errorf("cipher-suites: %w", err))
+	if t.CertFile != "" {
+		return errors.Join(errs...)
+	}
+	for _, needs := range []struct {
+		flag string
+		set  bool
+	}{
+		{"peer-client-cert-auth", t.ClientCertAuth},
+		{"peer-trusted-ca-file", t.TrustedCAFile != "" && t.Auto},
+		{"peer-crl-file", t.CRLFile != ""},
+		{"peer-cert-allowed-cn", len(t.AllowedCNs) > 0},
+		{"peer-cert-allowed-hostname", len(t.AllowedHostnames) > 0},
+	} {
+		switch {
+		case needs.set && t.Auto:
+			errs = append(errs, fmt.Errorf("%s: needs peer-cert-file and peer-key-file, for the certificates that peer-auto-tls makes prove nothing", needs.flag))
+		case needs.set:
+			errs = append(errs, fmt.Errorf("%s: needs peer-cert-file and peer-key-file", needs.flag))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -475,7 +726,7 @@ func (c *Config) resolved() Config {
 	if r.DataDir == "" {
 		r.DataDir = r.Name + ".coterie"
 	}
-	if r.InitialCluster == "" {
+	if r.InitialCluster == "" && r.DiscoverySRV == "" && len(r.Discovery.Endpoints) == 0 {
 		parts := make([]string, 0, len(r.InitialAdvertisePeerURLs))
 		for _, u := range r.InitialAdvertisePeerURLs {
 			parts = append(parts, r.Name+"="+u)
@@ -489,6 +740,9 @@ func (c *Config) resolved() Config {
 	orDefault(&r.CompactionSleepInterval, defaultCompactionSleepInterval)
 	orDefault(&r.WatchProgressNotifyInterval, defaultWatchProgressInterval)
 	orDefault(&r.WarningUnaryRequestDuration, defaultUnaryRequestWarning)
+	orDefault(&r.RaftReadTimeout, defaultRaftTimeout)
+	orDefault(&r.RaftWriteTimeout, defaultRaftTimeout)
+	orDefault(&r.SnapshotSendRate, defaultSnapshotSendRate)
 	if r.Logger == nil {
 		r.Logger = zap.NewNop()
 	}

@@ -1,21 +1,11 @@
 package coterie
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 func TestDefaultConfigIsValid(t *testing.T) {
@@ -40,6 +30,7 @@ func TestResolvedFillsEveryDocumentedZero(t *testing.T) {
 	want := c.resolved()
 	c.SnapshotCount, c.SnapshotCatchUpEntries, c.CompactionBatchLimit = 0, 0, 0
 	c.CompactionSleepInterval, c.WatchProgressNotifyInterval, c.WarningUnaryRequestDuration = 0, 0, 0
+	c.RaftReadTimeout, c.RaftWriteTimeout, c.SnapshotSendRate = 0, 0, 0
 	got := c.resolved()
 	got.Logger = want.Logger
 	if !reflect.DeepEqual(got, want) {
@@ -48,6 +39,16 @@ func TestResolvedFillsEveryDocumentedZero(t *testing.T) {
 	c.QuotaBackendBytes = -1
 	if q := c.resolved().QuotaBackendBytes; q != -1 {
 		t.Errorf("no quota resolves to %d", q)
+	}
+	for _, discovered := range []func(*Config){
+		func(c *Config) { c.DiscoverySRV = "example.com" },
+		func(c *Config) { c.Discovery.Token, c.Discovery.Endpoints = "t", []string{"http://h:1"} },
+	} {
+		c := DefaultConfig()
+		discovered(&c)
+		if got := c.resolved().InitialCluster; got != "" {
+			t.Errorf("a cluster that is to be discovered resolves to %q", got)
+		}
 	}
 }
 
@@ -81,10 +82,61 @@ func TestValidate(t *testing.T) {
 		{"TLS without certificate", func(c *Config) { c.ListenClientURLs = []string{"https://127.0.0.1:1"} },
 			"https://127.0.0.1:1 needs a certificate: set cert-file and key-file, or auto-tls"},
 		{"TLS with auto", func(c *Config) { c.ListenClientURLs = []string{"https://127.0.0.1:1"}; c.ClientTLS.Auto = true }, ""},
-		{"peer TLS", func(c *Config) { c.ListenPeerURLs = []string{"https://127.0.0.1:1"} },
-			"peer URL https://127.0.0.1:1: TLS between members is not supported yet"},
-		{"two members", func(c *Config) { c.InitialCluster = "a=http://h:1,b=http://h:2" },
-			"initial-cluster: multi-member clusters are not supported yet; it names 2 members"},
+		{"peer TLS without certificate", func(c *Config) { c.ListenPeerURLs = []string{"https://127.0.0.1:1"} },
+			"https://127.0.0.1:1 needs a certificate: set peer-cert-file and peer-key-file, or peer-auto-tls"},
+		{"peer TLS on a socket", func(c *Config) { c.ListenPeerURLs = []string{"unixs://p.sock"} },
+			"unixs://p.sock needs a certificate: set peer-cert-file and peer-key-file, or peer-auto-tls"},
+		{"peer TLS", func(c *Config) {
+			c.ListenPeerURLs, c.InitialAdvertisePeerURLs = []string{"https://127.0.0.1:1"}, []string{"https://h:1"}
+			c.PeerTLS = PeerTLS{CertFile: "c", KeyFile: "k", ClientCertAuth: true, TrustedCAFile: "ca", AllowedCNs: []string{"m"}}
+		}, ""},
+		{"peer TLS with auto", func(c *Config) { c.ListenPeerURLs = []string{"unixs://p.sock"}; c.PeerTLS.Auto = true }, ""},
+		{"TLS of others, ended before them", func(c *Config) { c.InitialAdvertisePeerURLs = []string{"https://h:1"} }, ""},
+		{"peer certificate without key", func(c *Config) { c.PeerTLS.CertFile = "x" }, "peer-cert-file and peer-key-file: one needs the other"},
+		{"peer key without certificate", func(c *Config) { c.PeerTLS.KeyFile = "x" }, "peer-cert-file and peer-key-file: one needs the other"},
+		{"peer client key without certificate", func(c *Config) { c.PeerTLS = PeerTLS{CertFile: "c", KeyFile: "k", ClientKeyFile: "x"} },
+			"peer-client-cert-file and peer-client-key-file: one needs the other"},
+		{"peer client certificate alone", func(c *Config) { c.PeerTLS = PeerTLS{ClientCertFile: "c", ClientKeyFile: "k"} },
+			"peer-client-cert-file: needs peer-cert-file and peer-key-file too"},
+		{"common names and hosts of peers", func(c *Config) {
+			c.PeerTLS = PeerTLS{CertFile: "c", KeyFile: "k", AllowedCNs: []string{"m"}, AllowedHostnames: []string{"h"}}
+		}, "peer-cert-allowed-cn and peer-cert-allowed-hostname: choose one"},
+		{"common names and hosts of clients", func(c *Config) {
+			c.ClientTLS.AllowedCNs, c.ClientTLS.AllowedHostnames = []string{"m"}, []string{"h"}
+		}, "client-cert-allowed-hostname and allowed-cn of clients: choose one"},
+		{"peer client certificates without TLS", func(c *Config) { c.PeerTLS.ClientCertAuth = true },
+			"peer-client-cert-auth: needs peer-cert-file and peer-key-file"},
+		{"peer client certificates that are made", func(c *Config) { c.PeerTLS = PeerTLS{Auto: true, ClientCertAuth: true, TrustedCAFile: "ca"} },
+			"peer-client-cert-auth: needs peer-cert-file and peer-key-file, for the certificates that peer-auto-tls makes prove nothing\n" +
+				"peer-trusted-ca-file: needs peer-cert-file and peer-key-file, for the certificates that peer-auto-tls makes prove nothing"},
+		{"authority of the members that are dialled", func(c *Config) { c.PeerTLS.TrustedCAFile = "ca" }, ""},
+		{"three members", func(c *Config) { c.InitialCluster = "a=http://h:1,b=http://h:2,c=http://h:3" }, ""},
+		{"joining", func(c *Config) {
+			c.InitialCluster, c.InitialClusterState = "a=http://h:1,b=http://h:2", ClusterStateExisting
+		}, ""},
+		{"cluster and SRV", func(c *Config) { c.InitialCluster, c.DiscoverySRV = "a=http://h:1", "example.com" },
+			`multiple discovery or bootstrap flags are set: choose one of "initial-cluster", "discovery-endpoints" or "discovery-srv"`},
+		{"SRV and discovery", func(c *Config) {
+			c.DiscoverySRV, c.Discovery.Token, c.Discovery.Endpoints = "example.com", "t", []string{"http://h:1"}
+		}, `multiple discovery or bootstrap flags are set: choose one of "initial-cluster", "discovery-endpoints" or "discovery-srv"`},
+		{"SRV", func(c *Config) { c.DiscoverySRV, c.DiscoverySRVName = "example.com", "x" }, ""},
+		{"SRV name alone", func(c *Config) { c.DiscoverySRVName = "x" }, "discovery-srv-name: discovery-srv is not set, so no records are looked up"},
+		{"discovery", func(c *Config) { c.Discovery.Token, c.Discovery.Endpoints = "t", []string{"http://h:1"} }, ""},
+		{"discovery without token", func(c *Config) { c.Discovery.Endpoints = []string{"http://h:1"} },
+			"both discovery-token and discovery-endpoints must be set"},
+		{"discovery without endpoints", func(c *Config) { c.Discovery.Token = "t" }, "both discovery-token and discovery-endpoints must be set"},
+		{"discovery with an empty endpoint", func(c *Config) { c.Discovery.Token, c.Discovery.Endpoints = "t", []string{"h:1", " "} },
+			"discovery-endpoints: must not contain empty endpoints"},
+		{"discovery with a path as token", func(c *Config) { c.Discovery.Token, c.Discovery.Endpoints = "a/b", []string{"h:1"} },
+			`discovery-token: "a/b" must not contain '/', which separates the parts of keys`},
+		{"discovery certificate without key", func(c *Config) { c.Discovery.CertFile = "x" }, "discovery-cert and discovery-key: one needs the other"},
+		{"discovery without time", func(c *Config) {
+			c.Discovery = Discovery{Token: "t", Endpoints: []string{"h:1"}}
+		}, "discovery-request-timeout: 0s must be positive"},
+		{"negative learners", func(c *Config) { c.MaxLearners = -1 }, "max-learners: -1 must not be negative"},
+		{"negative timeout of members", func(c *Config) { c.RaftReadTimeout = -1 }, "raft-read-timeout: -1ns must not be negative"},
+		{"no time between comparisons", func(c *Config) { c.CompactHashCheckTime = 0 }, "compact-hash-check-time: 0s must be positive"},
+		{"no bound on snapshots", func(c *Config) { c.SnapshotSendRate = -1 }, ""},
 		{"one member, two URLs", func(c *Config) { c.InitialCluster = "a=http://h:1,a=http://h:2" }, ""},
 		{"bad cluster", func(c *Config) { c.InitialCluster = "http://h:1" },
 			`initial-cluster: "http://h:1" does not have the form name=url`},
@@ -108,17 +160,17 @@ func TestValidate(t *testing.T) {
 		{"certificate without key", func(c *Config) { c.ClientTLS.CertFile = "x" }, "cert-file and key-file: one needs the other"},
 		{"client certificates without TLS", func(c *Config) { c.ClientTLS.ClientCertAuth = true },
 			"client-cert-auth: needs cert-file and key-file, or auto-tls"},
-		{"no validity", func(c *Config) { c.ClientTLS.Auto = true; c.ClientTLS.SelfSignedCertValidityYears = 0 },
+		{"no validity", func(c *Config) { c.PeerTLS.Auto = true; c.SelfSignedCertValidityYears = 0 },
 			"self-signed-cert-validity: must be at least 1 year"},
-		{"old TLS", func(c *Config) { c.ClientTLS.MinVersion = "TLS1.1" },
+		{"old TLS", func(c *Config) { c.TLSMinVersion = "TLS1.1" },
 			`tls-min-version: unexpected TLS version "TLS1.1" (must be one of: TLS1.2, TLS1.3)`},
-		{"TLS range", func(c *Config) { c.ClientTLS.MinVersion, c.ClientTLS.MaxVersion = "TLS1.3", "TLS1.2" },
+		{"TLS range", func(c *Config) { c.TLSMinVersion, c.TLSMaxVersion = "TLS1.3", "TLS1.2" },
 			"tls-min-version TLS1.3 is above tls-max-version TLS1.2"},
 		{"suites of TLS 1.3", func(c *Config) {
-			c.ClientTLS.MinVersion = "TLS1.3"
-			c.ClientTLS.CipherSuites = []string{"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"}
+			c.TLSMinVersion = "TLS1.3"
+			c.CipherSuites = []string{"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"}
 		}, "cipher-suites: TLS 1.3 alone has no suites to choose from"},
-		{"unknown suite", func(c *Config) { c.ClientTLS.CipherSuites = []string{"ROT13"} },
+		{"unknown suite", func(c *Config) { c.CipherSuites = []string{"ROT13"} },
 			`cipher-suites: unexpected TLS cipher suite "ROT13"`},
 		{"two mistakes", func(c *Config) { c.Name, c.Metrics = "", "" }, "name: must not be empty\nmetrics: \"\" is neither \"basic\" nor \"extensive\""},
 	} {
@@ -137,6 +189,12 @@ func TestValidate(t *testing.T) {
 }
 
 func TestCheckBootstrap(t *testing.T) {
+	// The static bootstrap of etcd's documentation, seen from its first member.
+	const infra = "infra0=http://10.0.1.10:2380,infra1=http://10.0.1.11:2380,infra2=http://10.0.1.12:2380"
+	static := func(c *Config) {
+		c.Name, c.InitialCluster = "infra0", infra
+		c.ListenPeerURLs, c.InitialAdvertisePeerURLs = []string{"http://10.0.1.10:2380"}, []string{"http://10.0.1.10:2380"}
+	}
 	for _, tt := range []struct {
 		name   string
 		change func(*Config)
@@ -148,12 +206,42 @@ func TestCheckBootstrap(t *testing.T) {
 			c.InitialAdvertisePeerURLs = []string{"http://b:1", "http://a:1"}
 			c.InitialCluster = "default=http://a:1,default=http://b:1"
 		}, ""},
+		{"three members", static, ""},
+		{"three members with TLS", func(c *Config) {
+			c.Name, c.InitialCluster = "infra0", strings.ReplaceAll(infra, "http:", "https:")
+			c.ListenPeerURLs, c.InitialAdvertisePeerURLs = []string{"https://10.0.1.10:2380"}, []string{"https://10.0.1.10:2380"}
+			c.PeerTLS = PeerTLS{CertFile: "infra0.crt", KeyFile: "infra0.key", ClientCertAuth: true, TrustedCAFile: "ca.crt"}
+		}, ""},
+		{"forgotten in the cluster", func(c *Config) {
+			static(c)
+			c.InitialCluster = "infra1=http://10.0.1.11:2380,infra2=http://10.0.1.12:2380"
+		}, `couldn't find local name "infra0" in the initial cluster configuration ` +
+			`"infra1=http://10.0.1.11:2380,infra2=http://10.0.1.12:2380": list this member there, or set name to how it is listed`},
 		{"another's name", func(c *Config) { c.InitialCluster = "a=http://localhost:2380" },
-			`initial-cluster "a=http://localhost:2380" does not name this member, "default"`},
-		{"another URL", func(c *Config) { c.InitialCluster = "default=http://h:1" },
-			"initial-cluster gives this member the peer URLs http://h:1, but initial-advertise-peer-urls are http://localhost:2380"},
-		{"joining", func(c *Config) { c.InitialClusterState = ClusterStateExisting },
-			`initial-cluster-state is "existing" and the data directory default.coterie is empty: joining a cluster is not supported yet`},
+			`couldn't find local name "default" in the initial cluster configuration "a=http://localhost:2380": ` +
+				"list this member there, or set name to how it is listed"},
+		{"another URL", func(c *Config) { static(c); c.InitialAdvertisePeerURLs = []string{"http://127.0.0.1:2380"} },
+			"--initial-cluster has infra0=http://10.0.1.10:2380 but missing from --initial-advertise-peer-urls=http://127.0.0.1:2380: make the two agree"},
+		{"a URL more", func(c *Config) {
+			static(c)
+			c.InitialAdvertisePeerURLs = []string{"http://10.0.1.10:2380", "http://a:1"}
+		},
+			"--initial-advertise-peer-urls has http://a:1 but missing from --initial-cluster, which lists infra0=http://10.0.1.10:2380: make the two agree"},
+		{"a URL less", func(c *Config) { static(c); c.InitialCluster += ",infra0=http://b:1" },
+			"--initial-cluster has infra0=http://b:1 but missing from --initial-advertise-peer-urls=http://10.0.1.10:2380: make the two agree"},
+		{"one URL, two members", func(c *Config) { static(c); c.InitialCluster += ",infra3=http://10.0.1.12:2380" },
+			"initial cluster has duplicate url http://10.0.1.12:2380: both infra2 and infra3 are listed with it"},
+		{"one member twice", func(c *Config) { static(c); c.InitialCluster += ",infra2=http://10.0.1.12:2380" },
+			"initial cluster has duplicate url http://10.0.1.12:2380: infra2 is listed with it twice"},
+		{"joining", func(c *Config) { static(c); c.InitialClusterState = ClusterStateExisting }, ""},
+		{"joining with URLs that are not advertised", func(c *Config) {
+			static(c)
+			c.InitialClusterState, c.InitialAdvertisePeerURLs = ClusterStateExisting, []string{"http://a:1"}
+		}, ""},
+		{"joining without a name", func(c *Config) { c.InitialCluster, c.InitialClusterState = infra, ClusterStateExisting },
+			`couldn't find local name "default" in the initial cluster configuration "` + infra + `": list this member there, or set name to how it is listed`},
+		{"joining nobody", func(c *Config) { c.InitialClusterState = ClusterStateExisting },
+			`initial-cluster-state is "existing", but initial-cluster "default=http://localhost:2380" names nobody but this member: list the members of the cluster to join`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := DefaultConfig()
@@ -183,116 +271,13 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// TestClientTLS makes a certificate as auto-tls does, uses it as a given one, and requires client certificates.
-func TestClientTLS(t *testing.T) {
-	dir := t.TempDir()
-	served := endpoints([]string{"https://127.0.0.1:1"})
-	none, err := new(ClientTLS).serverConfig(dir, served, zap.NewNop())
-	if none != nil || err != nil {
-		t.Fatalf("without certificate: %v, %v", none, err)
-	}
-	auto, err := (&ClientTLS{Auto: true, SelfSignedCertValidityYears: 1}).serverConfig(dir, served, zap.NewNop())
+func TestParseCluster(t *testing.T) {
+	got, err := parseCluster("a=http://h:1, b=https://h:2,a=unix://a.sock")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, key := filepath.Join(dir, "fixtures", "client", "cert.pem"), filepath.Join(dir, "fixtures", "client", "key.pem")
-	pem, err := os.ReadFile(cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-
-	given := ClientTLS{CertFile: cert, KeyFile: key, TrustedCAFile: cert, MaxVersion: "TLS1.2",
-		CipherSuites: []string{"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"}}
-	strict, err := given.serverConfig(dir, served, zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := &tls.Config{RootCAs: pool, NextProtos: []string{"h2"}}
-	if got := handshake(t, auto, client); got != "h2 TLS 1.3" {
-		t.Errorf("with a made certificate: %s", got)
-	}
-	if got := handshake(t, strict, client); !strings.HasPrefix(got, "server: tls: client didn't provide a certificate") {
-		t.Errorf("client without certificate: %s", got)
-	}
-	client.Certificates = []tls.Certificate{pair}
-	if got := handshake(t, strict, client); !strings.HasPrefix(got, "server: tls: failed to verify certificate") {
-		t.Errorf("client with a server's certificate: %s", got) // it lacks the client's usage
-	}
-	if _, err := (&ClientTLS{CertFile: key, KeyFile: key}).serverConfig(dir, served, zap.NewNop()); err == nil {
-		t.Error("a file without certificate was accepted")
-	}
-	if err := os.WriteFile(cert, []byte("broken"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got := handshake(t, auto, client); !strings.HasPrefix(got, "server: tls: failed to find any PEM data") {
-		t.Errorf("the certificate is not read again: %s", got)
-	}
-}
-
-// handshake returns what client and server agreed on, or the server's error.
-func handshake(t *testing.T, server, client *tls.Config) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	result := make(chan string, 1)
-	go func() { // ends with the handshake, or with the listener
-		raw, err := l.Accept()
-		if err != nil {
-			result <- err.Error()
-			return
-		}
-		defer raw.Close()
-		conn := tls.Server(raw, server)
-		if err := conn.Handshake(); err != nil {
-			result <- "server: " + err.Error()
-			return
-		}
-		s := conn.ConnectionState()
-		result <- s.NegotiatedProtocol + " " + tls.VersionName(s.Version)
-	}()
-	client = client.Clone()
-	client.ServerName = "127.0.0.1"
-	conn, err := tls.Dial("tcp", l.Addr().String(), client)
-	if err == nil {
-		_, _ = io.Copy(io.Discard, conn) // until the server is through
-		conn.Close()
-	}
-	return <-result
-}
-
-func TestClientTLSServesHTTP1(t *testing.T) {
-	config, err := (&ClientTLS{Auto: true, SelfSignedCertValidityYears: 1}).serverConfig(t.TempDir(), nil, zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) })}
-	done := make(chan struct{})
-	go func() { // ends with server.Close
-		defer close(done)
-		_ = server.Serve(l)
-	}()
-	defer func() { server.Close(); <-done }()
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}}
-	defer transport.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: transport}).Get("https://" + l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if body, _ := io.ReadAll(resp.Body); string(body) != "HTTP/1.1" {
-		t.Errorf("served as %q", body)
+	want := map[string][]string{"a": {"http://h:1", "unix://a.sock"}, "b": {"https://h:2"}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

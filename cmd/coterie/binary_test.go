@@ -183,7 +183,7 @@ func TestServerProcess(t *testing.T) {
 }
 
 func TestExitStatusOfBadUsage(t *testing.T) {
-	out, err := coterieCommand(testContext(t), t, "etcd", "--discovery-srv=x", "--peer-auto-tls").CombinedOutput()
+	out, err := coterieCommand(testContext(t), t, "etcd", "--memory-mlock", "--enable-distributed-tracing").CombinedOutput()
 	exit := new(exec.ExitError)
 	if !errors.As(err, &exit) || exit.ExitCode() != exitUsage {
 		t.Errorf("exits with %v", err)

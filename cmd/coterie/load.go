@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -149,7 +150,11 @@ func applyVariables(fs *flag.FlagSet, env, where map[string]string) ([]*note, er
 				errs = append(errs, fmt.Errorf("invalid value %q for %s: %w", env[key], key, err))
 			}
 			where[name] = key
-			notes = append(notes, inform("recognized and used environment variable", "variable-name", key, "variable-value", env[key]))
+			value := env[key]
+			if name == "discovery-password" {
+				value = "…" // logs are read by many
+			}
+			notes = append(notes, inform("recognized and used environment variable", "variable-name", key, "variable-value", value))
 		}
 	}
 	return notes, errors.Join(errs...)
@@ -287,6 +292,14 @@ func finish(s *settings, notes []*note) (*settings, []*note, error) {
 			notes = append(notes, n)
 		}
 	}
+	for _, n := range []*note{
+		atLeastDefault("raft-read-timeout", &c.RaftReadTimeout, defaults.RaftReadTimeout),
+		atLeastDefault("raft-write-timeout", &c.RaftWriteTimeout, defaults.RaftWriteTimeout),
+	} {
+		if n != nil {
+			notes = append(notes, n)
+		}
+	}
 	err := errors.Join(c.Validate(), s.log.validate())
 	if err != nil {
 		return nil, nil, err
@@ -311,6 +324,15 @@ func advertiseHost(listen, defaults []string, advertise *[]string) *note {
 	l.Host = net.JoinHostPort(host, l.Port())
 	*advertise = []string{l.String()}
 	return inform("listening on all addresses; advertising this machine's", "advertise-url", l.String())
+}
+
+// atLeastDefault raises a timeout to its default, as etcd does: shorter ones end connections that are only slow.
+func atLeastDefault(name string, timeout *time.Duration, least time.Duration) *note {
+	if *timeout < 0 || *timeout >= least {
+		return nil // Validate refuses what is negative
+	}
+	*timeout = least
+	return inform(name+" increased to minimum value", "value", least.String())
 }
 
 // outboundAddress is the address that this machine has towards the rest of the world. Nothing is sent: connecting a

@@ -40,7 +40,7 @@ func TestCommands(t *testing.T) {
 		{args: "sevrer", usage: `unknown command "sevrer"; did you mean server?`},
 		{args: "--nope", usage: "unknown flag: --nope"},
 		{args: "server --nope", usage: "unknown flag --nope; did you mean --name?"},
-		{args: "server --discovery-srv=x", usage: "--discovery-srv is not supported yet: clusters have one member, so there is nobody to discover"},
+		{args: "server --memory-mlock", usage: "--memory-mlock is not supported yet: memory cannot be locked"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			root := rootCommand()

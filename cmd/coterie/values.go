@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -182,24 +183,63 @@ func (a *anything) String() string {
 func (a *anything) IsBoolFlag() bool   { return true }
 func (a *anything) fileForm() fileForm { return fileText }
 
-// featureGates checks etcd's feature gates, and keeps their text.
-type featureGates struct{ text string }
+// featureGates are etcd's switches of features that are new. It gives those their effect that have one here.
+type featureGates struct {
+	text string
+	on   map[string]bool // as they were set
 
-// etcdFeatures are the gates of etcd 3.7, and the two that switch all of a kind.
-func etcdFeatures() []string {
-	return []string{"AllAlpha", "AllBeta", "CompactHashCheck", "FastLeaseKeepAlive", "InitialCorruptCheck", "LeaseCheckpoint",
-		"LeaseCheckpointPersist", "PriorityRequest", "SetMemberLocalAddr", "StopGRPCServiceOnDefrag", "TxnModeWriteWithSharedBuffer"}
+	corruptCheck, hashCheck *bool
+}
+
+// A gate is one of etcd's features. All but those without a reason are as they are here, whatever is set.
+type gate struct {
+	name  string
+	fixed bool   // it is on here
+	why   string // it is
+}
+
+const (
+	gateCorruptCheck = "InitialCorruptCheck"
+	gateHashCheck    = "CompactHashCheck"
+	gateLocalAddress = "SetMemberLocalAddr"
+	gateAllAlpha     = "AllAlpha"
+	gateAllBeta      = "AllBeta"
+)
+
+func etcdGates() []gate {
+	return []gate{
+		{name: gateHashCheck},
+		{name: "FastLeaseKeepAlive", fixed: true, why: "renewals of leases never wait for the log"},
+		{name: gateCorruptCheck},
+		{name: "LeaseCheckpoint", fixed: true, why: "checkpoints of leases are always made"},
+		{name: "LeaseCheckpointPersist", fixed: true, why: "checkpoints of leases are always kept"},
+		{name: "PriorityRequest", why: "no request overtakes another on its way through the log"},
+		{name: gateLocalAddress},
+		{name: "StopGRPCServiceOnDefrag", why: "nobody has to wait for a defragmentation"},
+		{name: "TxnModeWriteWithSharedBuffer", fixed: true, why: "transactions copy no buffer"},
+	}
+}
+
+func gateNames() []string {
+	names := []string{gateAllAlpha, gateAllBeta}
+	for _, g := range etcdGates() {
+		names = append(names, g.name)
+	}
+	return names
 }
 
 func (g *featureGates) Set(s string) error {
-	on := make(map[string]bool)
+	on := maps.Clone(g.on)
+	if on == nil {
+		on = make(map[string]bool)
+	}
 	for _, pair := range splitWords(s) {
 		name, value, ok := strings.Cut(pair, "=")
 		name = strings.TrimSpace(name)
 		if !ok {
 			return fmt.Errorf("%q must have the form name=true or name=false", pair)
 		}
-		if known := etcdFeatures(); !slices.Contains(known, name) {
+		if known := gateNames(); !slices.Contains(known, name) {
 			return fmt.Errorf("there is no feature %q%s", name, didYouMean(name, known))
 		}
 		b, err := strconv.ParseBool(strings.TrimSpace(value))
@@ -208,11 +248,37 @@ func (g *featureGates) Set(s string) error {
 		}
 		on[name] = b
 	}
-	if on["LeaseCheckpointPersist"] && !on["LeaseCheckpoint"] && !on["AllAlpha"] {
+	if on["LeaseCheckpointPersist"] && !on["LeaseCheckpoint"] && !on[gateAllAlpha] {
 		return errors.New("LeaseCheckpointPersist needs LeaseCheckpoint")
 	}
-	g.text = s
+	g.on, g.text = on, s
+	*g.corruptCheck, *g.hashCheck = g.alpha(gateCorruptCheck), g.alpha(gateHashCheck)
 	return nil
+}
+
+// alpha reports whether an alpha feature is on: by its own name, or else with all of them.
+func (g *featureGates) alpha(name string) bool {
+	if b, set := g.on[name]; set {
+		return b
+	}
+	return g.on[gateAllAlpha]
+}
+
+// verdict says which of the gates that were named change nothing, and refuses what is missing.
+func (g *featureGates) verdict(where string) (*note, error) {
+	if g.on[gateLocalAddress] {
+		return nil, fmt.Errorf("%s: %s is not supported yet: connections to members leave from the address that the system chooses", where, gateLocalAddress)
+	}
+	var reasons []string
+	for _, known := range etcdGates() {
+		if on, named := g.on[known.name]; named && known.why != "" && on != known.fixed {
+			reasons = append(reasons, fmt.Sprintf("%s=%t: %s", known.name, on, known.why))
+		}
+	}
+	if reasons == nil {
+		return nil, nil
+	}
+	return warn("setting has no effect", "setting", where, "reason", strings.Join(reasons, "; ")), nil
 }
 
 func (g *featureGates) String() string     { return g.text }
