@@ -64,6 +64,7 @@ func (c *cluster) found(id uint64, voters []uint64) *clusterMember {
 	for _, v := range voters {
 		j.members = append(j.members, machine.Member{ID: v})
 	}
+	j.keptOf = j.members
 	return c.start(id, vfs.NewMem(), j, 1)
 }
 
@@ -587,4 +588,36 @@ func TestAllowance(t *testing.T) {
 			t.Fatal("took after close")
 		}
 	})
+}
+
+// The last member of a cluster goes on alone, with what was committed.
+func TestForceAlone(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	if r := propose(c.leader().node, "kept"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	c.wantEqual()
+	all := c.all()
+	for _, m := range all {
+		m.stop()
+	}
+	last := all[1]
+	j := last.machine.crash()
+	log, err := wal.Open(wal.Options{Dir: "wal", FS: last.fs, ClusterID: 1, MemberID: last.id, Logger: zap.NewNop()})
+	must(t, err)
+	must(t, ForceAlone(log, j.applied, last.id, j.members))
+	must(t, log.Close())
+	m := c.start(last.id, last.fs, j, 1)
+	for _, want := range []string{"alone", "and after a restart"} {
+		if r := propose(m.node, want); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		if got := m.machine.list(); len(got) < 2 || got[0] != "kept" || got[len(got)-1] != want {
+			t.Fatalf("applied %q", got)
+		}
+		if got := m.machine.voters(); !slices.Equal(got, []uint64{last.id}) {
+			t.Fatalf("voters %x, want only %x", got, last.id)
+		}
+		m = m.restart()
+	}
 }

@@ -558,6 +558,8 @@ func (n *Node) input() {
 
 // perform hands the output of the core to those who do it.
 func (n *Node) perform(out output) {
+	// First: who is let go below may ask whether this member leads.
+	n.publishStatus()
 	if len(out.peers) > 0 {
 		n.cfg.Peers.Send(out.peers)
 	}
@@ -580,7 +582,6 @@ func (n *Node) perform(out output) {
 	for _, f := range out.failures {
 		f()
 	}
-	n.publishStatus()
 }
 
 func (n *Node) publishStatus() {

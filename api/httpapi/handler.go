@@ -58,7 +58,7 @@ func New(ctx context.Context, c Config) (http.Handler, error) {
 	c = c.withDefaults()
 	mux := http.NewServeMux()
 	handleMetrics(mux, c)
-	mux.HandleFunc("/version", only(http.MethodGet, version(c.Version)))
+	mux.Handle("/version", NewVersion(c.Version))
 	mux.HandleFunc("/debug/vars", only(http.MethodGet, vars(c.Node)))
 	if c.Profiles {
 		handleProfiles(mux)

@@ -9,6 +9,9 @@ import (
 	"github.com/coteriedb/coterie/api"
 )
 
+// NewVersion returns the handler of /version, which other members ask too.
+func NewVersion(own string) http.Handler { return only(http.MethodGet, version(own)) }
+
 // version answers with the API's version in etcd's fields and the server's own beside them.
 func version(own string) http.HandlerFunc {
 	body, err := json.Marshal(struct {
