@@ -3,8 +3,8 @@ package machine
 import (
 	"context"
 	"errors"
+	"io"
 
-	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/coteriedb/coterie/storage/etcdfile"
@@ -17,16 +17,17 @@ const apiVersion = "3.7.0"
 // Export writes the state of this instant to a new file in etcd's snapshot
 // format. Writes go on meanwhile.
 func (m *Machine) Export(ctx context.Context, path string) error {
-	c, snapshot, err := m.contents(ctx)
+	c, snapshot, err := m.Contents(ctx)
 	if err != nil {
 		return err
 	}
 	return errors.Join(etcdfile.Write(ctx, path, c), snapshot.Close())
 }
 
-// contents takes the state between two Applies. Only the taking holds Apply
-// up, for as long as it takes to copy leases, alarms, members and users.
-func (m *Machine) contents(ctx context.Context) (etcdfile.Contents, *pebble.Snapshot, error) {
+// Contents takes the state between two Applies. Only the taking holds Apply
+// up, for as long as it takes to copy leases, alarms, members and users. The
+// caller closes what else is returned, from which Revisions reads.
+func (m *Machine) Contents(ctx context.Context) (etcdfile.Contents, io.Closer, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	snapshot := m.engine.NewSnapshot()
