@@ -244,6 +244,16 @@ func (p *Past) At(key string, revision int64) (Pair, bool) {
 	return events[i-1].Pair, true
 }
 
+// changedBefore is the revision of the last change of a key before the given one, and 0 when there is none.
+func (p *Past) changedBefore(key string, revision int64) int64 {
+	events := p.byKey[key]
+	i := sort.Search(len(events), func(i int) bool { return events[i].Mod >= revision })
+	if i == 0 {
+		return 0
+	}
+	return events[i-1].Mod
+}
+
 // Range is the state of all keys with a prefix at a revision, sorted.
 func (p *Past) Range(prefix string, revision int64) []Pair {
 	var all []Pair

@@ -1,0 +1,325 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coteriedb/coterie/tests/network"
+	"github.com/coteriedb/coterie/tests/target"
+)
+
+var (
+	kind     = flag.String("cluster.kind", string(target.KindCoterie), "whose binary the members run: coterie or etcd")
+	binary   = flag.String("cluster.binary", "", "the members' binary; built from source when empty")
+	seed     = flag.Uint64("cluster.seed", 1, "seed of the first round: of its faults, its network and its requests")
+	rounds   = flag.Int("cluster.rounds", 2, "how many rounds of faults, each with the next seed")
+	duration = flag.Duration("cluster.duration", 40*time.Second, "about how long a round takes")
+	size     = flag.Int("cluster.size", 0, "members of a cluster; 0 is 3 in rounds with an odd seed, and 5 in the others")
+)
+
+// election is the members' election timeout: short, so that many faults fit into a round.
+const election = 500 * time.Millisecond
+
+// serviceLimit is how long writes may fail after the leader is gone. A follower waits for one to two election timeouts
+// before it asks for votes; the rest is for the machine that runs it all. When two ask at one time, votes are divided and
+// it takes as long again: that may happen once in a round.
+const serviceLimit = 2*election + 500*time.Millisecond
+
+var flags = []string{
+	"--heartbeat-interval", "50", "--election-timeout", "500",
+	"--watch-progress-notify-interval", "200ms",
+}
+
+// built is the binary of this run.
+var built = sync.OnceValues(func() (string, error) {
+	if *binary != "" {
+		return filepath.Abs(*binary)
+	}
+	dir, err := os.MkdirTemp("", "cluster-bin-")
+	if err != nil {
+		return "", err
+	}
+	return target.BuildBinary(context.Background(), target.Kind(*kind), dir)
+})
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if path, err := built(); err == nil && *binary == "" {
+		os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
+}
+
+func binaryPath(t *testing.T) string {
+	t.Helper()
+	path, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// openNetwork makes a network, or skips the test where none can be made and nobody insists.
+func openNetwork(t *testing.T, size int, seed uint64) *network.Network {
+	t.Helper()
+	if err := network.Available(); err != nil {
+		if os.Getenv("COTERIE_TEST_NETWORK") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("%v (set COTERIE_TEST_NETWORK to make this a failure)", err)
+	}
+	n, err := network.Open(size, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// startCluster starts a cluster and closes it with the test. Its directory stays when the test fails.
+func startCluster(ctx context.Context, t *testing.T, size int, n *network.Network, extra ...string) *target.Cluster {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cluster-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := target.ClusterConfig{
+		Binary: binaryPath(t), Kind: target.Kind(*kind), Dir: dir, Size: size, Flags: slices.Concat(flags, extra),
+	}
+	if n != nil {
+		for i := range n.Size() {
+			cfg.Hosts = append(cfg.Hosts, target.Host{Addr: n.Addr(i), Command: n.Command(i)})
+		}
+	}
+	c, err := target.StartCluster(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("the members' data and logs are in %s", dir)
+			return
+		}
+		os.RemoveAll(dir)
+	})
+	return c
+}
+
+// TestFaults hurts clusters in as many ways as a round has time for, and checks what the clients noted.
+func TestFaults(t *testing.T) {
+	for round := range *rounds {
+		seed := *seed + uint64(round)
+		members := *size
+		if members == 0 {
+			members = 5 - 2*int(seed%2)
+		}
+		t.Run(fmt.Sprintf("seed %d, %d members", seed, members), func(t *testing.T) {
+			defer func() {
+				if t.Failed() {
+					t.Logf("replay: go -C tests test ./cluster -count 1 -timeout 0 -run '^TestFaults$' -args -cluster.kind=%s -cluster.seed=%d -cluster.size=%d -cluster.duration=%v -cluster.rounds=1",
+						*kind, seed, members, *duration)
+				}
+			}()
+			faultRound(t, seed, members)
+		})
+	}
+}
+
+// span is the time of one fault and of the peace after it.
+type span struct {
+	fault    Fault
+	from, to time.Duration
+}
+
+func faultRound(t *testing.T, seed uint64, members int) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3**duration+2*time.Minute)
+	defer cancel()
+	plan := Plan(seed, members, *duration)
+	n := openNetwork(t, members, seed)
+	c := startCluster(ctx, t, members, n)
+	traffic, err := StartTraffic(ctx, c, TrafficConfig{
+		Seed: seed, Keys: 8, Pace: time.Duration(members) * 8 * time.Millisecond, Timeout: election, Value: 200,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer traffic.Close()
+	var spans []span
+	for _, f := range plan {
+		if err := last(ctx, f.After); err != nil {
+			t.Fatal(err)
+		}
+		from := traffic.Mark()
+		if err := Inject(ctx, c, n, f); err != nil {
+			t.Fatalf("%v\nthe plan:\n%s", err, Script(plan))
+		}
+		if err := c.Failed(); err != nil {
+			t.Fatalf("%v\nthe plan:\n%s", err, Script(plan))
+		}
+		spans = append(spans, span{f, from, traffic.Mark()})
+	}
+	judge(ctx, t, c, traffic)
+	checkService(t, traffic.Notes(), spans)
+	if t.Failed() {
+		t.Logf("the plan:\n%s", Script(plan))
+	}
+}
+
+// judge ends the traffic and checks all that was noted against all that the members hold.
+func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *Traffic) {
+	t.Helper()
+	settle, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	revision, err := traffic.Settle(settle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := traffic.Close(); err != nil {
+		t.Error(err)
+	}
+	histories, err := readHistories(ctx, c, revision)
+	if err != nil {
+		t.Error(err)
+	}
+	if err := compareHashes(ctx, c, revision); err != nil {
+		t.Error(err)
+	}
+	notes := traffic.Notes()
+	if err := Check(notes, histories); err != nil {
+		t.Error(shorten(err))
+	}
+	acknowledged := 0
+	for i := range notes.Ops {
+		if o := &notes.Ops[i]; !o.reads() && o.Return != Never {
+			acknowledged++
+		}
+	}
+	t.Logf("%d requests noted, %d writes among them acknowledged, %d watches, %d revisions", len(notes.Ops), acknowledged, len(notes.Watches), revision)
+	if acknowledged < 100 {
+		t.Errorf("only %d writes were acknowledged: the traffic is too light to prove anything", acknowledged)
+	}
+	if t.Failed() {
+		dump(t, notes, histories)
+	}
+}
+
+func readHistories(ctx context.Context, c *target.Cluster, revision int64) (map[int][]Event, error) {
+	histories := map[int][]Event{}
+	for _, i := range c.Running() {
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		cli, err := c.Client(i)
+		if err != nil {
+			return nil, err
+		}
+		defer cli.Close()
+		if histories[i], err = ReadHistory(ctx, cli, revision); err != nil {
+			return nil, fmt.Errorf("member %d: %w", i, err)
+		}
+	}
+	return histories, nil
+}
+
+// compareHashes requires that the members hold the same bytes up to a revision.
+func compareHashes(ctx context.Context, c *target.Cluster, revision int64) error {
+	var (
+		first  uint32
+		whose  = -1
+		errs   []error
+		cancel context.CancelFunc
+	)
+	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for _, i := range c.Running() {
+		cli, err := c.Client(i)
+		if err != nil {
+			return err
+		}
+		defer cli.Close()
+		resp, err := cli.HashKV(ctx, c.Endpoint(i), revision)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("hash of member %d: %w", i, err))
+		case whose < 0:
+			first, whose = resp.Hash, i
+		case resp.Hash != first:
+			errs = append(errs, fmt.Errorf("members %d and %d differ at revision %d: hashes %x and %x", whose, i, revision, first, resp.Hash))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// shorten keeps the first lines of what may be thousands.
+func shorten(err error) error {
+	const keep = 20
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) <= keep {
+		return err
+	}
+	return fmt.Errorf("%s\nand %d lines more", strings.Join(lines[:keep], "\n"), len(lines)-keep)
+}
+
+func dump(t *testing.T, notes *Notes, histories map[int][]Event) {
+	file, err := os.CreateTemp("", "cluster-notes-*.jsonl")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer file.Close()
+	if err := notes.Write(file, histories); err != nil {
+		t.Error(err)
+	}
+	t.Logf("all notes are in %s", file.Name())
+}
+
+// checkService measures how long no write succeeded in each span, and holds faults of the leader to the limit.
+func checkService(t *testing.T, notes *Notes, spans []span) {
+	divided := false
+	for _, s := range spans {
+		gap := longestSilence(notes, s.from, s.to)
+		t.Logf("%5.1f s: %s: %d ms without a write", s.from.Seconds(), s.fault.Name, gap.Milliseconds())
+		for _, f := range faults {
+			switch {
+			case f.name != s.fault.Name || !f.lead || gap <= serviceLimit:
+			case gap <= 2*serviceLimit && !divided:
+				divided = true
+			default:
+				t.Errorf("%s: no write succeeded for %v, the limit is %v", f.name, gap, serviceLimit)
+			}
+		}
+	}
+}
+
+// longestSilence is the longest time without an acknowledged write.
+func longestSilence(notes *Notes, from, to time.Duration) time.Duration {
+	var times []time.Duration
+	for i := range notes.Ops {
+		if o := &notes.Ops[i]; o.changed() && o.Return >= from && o.Return <= to {
+			times = append(times, o.Return)
+		}
+	}
+	times = append(times, from, to)
+	slices.Sort(times)
+	longest := time.Duration(0)
+	for i := 1; i < len(times); i++ {
+		longest = max(longest, times[i]-times[i-1])
+	}
+	return longest
+}

@@ -1,0 +1,369 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coteriedb/coterie/tests/target"
+)
+
+// prefix is what all keys of the traffic begin with.
+const prefix = "k/"
+
+// TrafficConfig is how clients use a cluster.
+type TrafficConfig struct {
+	Seed    uint64
+	Keys    int           // how many keys there are; few make conflicts
+	Pace    time.Duration // between two requests of one client
+	Timeout time.Duration // of a request; after it, its outcome is not known
+	Value   int           // bytes added to values
+}
+
+// Traffic is clients that use a cluster and note what they are told. Each member has one client that writes, one that reads
+// the newest state, one that reads any state, and two watches; beside them there are watches that go from member to member,
+// watches that begin in the past, and a prober that writes through all members in turn, however long the others wait.
+type Traffic struct {
+	cfg     TrafficConfig
+	cluster *target.Cluster
+	began   time.Time
+
+	ctx      context.Context // of the watches and of every request; ends with Close
+	cancel   context.CancelFunc
+	stop     chan struct{} // closed when no more requests begin
+	fenced   chan struct{} // closed when fence is set
+	fence    int64         // the last revision. Guarded by fenced.
+	requests sync.WaitGroup
+	watches  sync.WaitGroup
+
+	mu      sync.Mutex
+	notes   Notes                    // Guarded by mu.
+	newest  map[string]int64         // revision of a key's last known change. Guarded by mu.
+	last    int64                    // newest revision known. Guarded by mu.
+	clients map[int]*clientv3.Client // by member. Guarded by mu.
+	serial  int                      // number of the next client. Guarded by mu.
+	values  int                      // number of the next value. Guarded by mu.
+}
+
+// StartTraffic begins with the members that run.
+func StartTraffic(ctx context.Context, c *target.Cluster, cfg TrafficConfig) (*Traffic, error) {
+	t := &Traffic{
+		cfg: cfg, cluster: c, began: time.Now(),
+		stop: make(chan struct{}), fenced: make(chan struct{}),
+		newest: map[string]int64{}, last: 1, clients: map[int]*clientv3.Client{},
+	}
+	t.ctx, t.cancel = context.WithCancel(ctx)
+	for _, i := range c.Running() {
+		if err := t.Join(i); err != nil {
+			return nil, errors.Join(err, t.Close())
+		}
+	}
+	t.requests.Go(t.probe)
+	for i := range 2 {
+		t.watches.Go(func() { t.wander(i) })
+	}
+	t.watches.Go(t.lookBack)
+	return t, nil
+}
+
+// Join begins to use one more member. Its clients stay when it goes; their requests fail then, or find it again.
+func (t *Traffic) Join(member int) error {
+	cli, err := t.cluster.Client(member)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.clients[member] = cli
+	first := t.serial
+	t.serial += 3
+	t.mu.Unlock()
+	for i, choose := range []func(*rand.Rand, *Op){t.chooseWrite, chooseRead, chooseAnyRead} {
+		r := rand.New(rand.NewPCG(t.cfg.Seed, uint64(first+i)))
+		t.requests.Go(func() { t.client(cli, first+i, member, r, choose) })
+	}
+	t.watches.Go(func() {
+		t.watch(cli, Watch{Name: fmt.Sprintf("everything at %d", member), Key: prefix, Prefix: true, Prev: true}, member)
+	})
+	t.watches.Go(func() {
+		t.watch(cli, Watch{Name: fmt.Sprintf("one key at %d", member), Key: t.key(member)}, member)
+	})
+	t.requests.Go(func() { t.askProgress(cli) })
+	return nil
+}
+
+func (t *Traffic) key(i int) string { return fmt.Sprintf("%s%02d", prefix, i%t.cfg.Keys) }
+
+// client sends one request after the other.
+func (t *Traffic) client(cli *clientv3.Client, number, member int, r *rand.Rand, choose func(*rand.Rand, *Op)) {
+	t.every(t.cfg.Pace, func() {
+		o := &Op{Client: number, Member: member, Keys: []string{t.key(r.IntN(t.cfg.Keys))}}
+		choose(r, o)
+		t.do(cli, o)
+	})
+}
+
+// every calls f again and again until requests stop.
+func (t *Traffic) every(pace time.Duration, f func()) {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.stop:
+			return
+		case <-t.ctx.Done():
+			return
+		case <-tick.C:
+			f()
+		}
+	}
+}
+
+// maxProbes bounds the probes that wait for an answer; at the bound none is sent.
+const maxProbes = 64
+
+// probe writes through all members in turn without waiting for answers, so that the time without service is seen as it is.
+func (t *Traffic) probe() {
+	var (
+		flying sync.WaitGroup
+		slots  = make(chan struct{}, maxProbes)
+		turn   int
+	)
+	defer flying.Wait()
+	t.every(25*time.Millisecond, func() {
+		members := t.cluster.Running()
+		if len(members) == 0 {
+			return
+		}
+		member := members[turn%len(members)]
+		turn++
+		cli := t.clientOf(member)
+		if cli == nil {
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			return
+		}
+		o := &Op{Client: -turn, Member: member, Kind: Put, Keys: []string{prefix + "probe"}, Value: t.value(0)}
+		flying.Go(func() {
+			t.do(cli, o)
+			<-slots
+		})
+	})
+}
+
+func (t *Traffic) clientOf(member int) *clientv3.Client {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.clients[member]
+}
+
+// value makes a value that no other request has.
+func (t *Traffic) value(size int) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.values++
+	return fmt.Sprintf("%d%s", t.values, strings.Repeat(".", size))
+}
+
+func (t *Traffic) chooseWrite(r *rand.Rand, o *Op) {
+	switch n := r.IntN(10); {
+	case n < 4:
+		o.Kind = Put
+	case n < 5:
+		o.Kind = Put
+		first := r.IntN(t.cfg.Keys)
+		o.Keys = []string{t.key(first), t.key(first + 1)}
+	case n < 8:
+		o.Kind = CAS
+		t.mu.Lock()
+		o.Expect = t.newest[o.Keys[0]]
+		t.mu.Unlock()
+	default:
+		o.Kind = Delete
+		return
+	}
+	size := 0
+	if t.cfg.Value > 0 {
+		size = r.IntN(t.cfg.Value)
+	}
+	o.Value = t.value(size)
+}
+
+func chooseRead(r *rand.Rand, o *Op) {
+	o.Kind = Get
+	if r.IntN(5) == 0 {
+		o.Kind, o.Keys = Range, []string{prefix}
+	}
+}
+
+func chooseAnyRead(r *rand.Rand, o *Op) {
+	chooseRead(r, o)
+	o.Serializable = true
+}
+
+// do sends a request and notes what became of it. Reads without an answer say nothing and are not noted.
+func (t *Traffic) do(cli *clientv3.Client, o *Op) {
+	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.Timeout)
+	defer cancel()
+	o.Call = time.Since(t.began)
+	err := o.send(ctx, cli)
+	o.Return = time.Since(t.began)
+	if err != nil {
+		o.Return, o.Err = Never, err.Error()
+		if o.reads() {
+			return
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.notes.Ops = append(t.notes.Ops, *o)
+	t.last = max(t.last, o.Revision)
+	switch {
+	case o.changed() && o.Kind != Delete:
+		for _, key := range o.Keys {
+			t.newest[key] = max(t.newest[key], o.Revision)
+		}
+	case o.Kind == Get && len(o.Pairs) == 0 && err == nil:
+		t.newest[o.Keys[0]] = 0
+	case len(o.Pairs) > 0:
+		for _, p := range o.Pairs {
+			t.newest[p.Key] = p.Mod
+		}
+	}
+}
+
+// send does the request and puts the answer in it.
+func (o *Op) send(ctx context.Context, cli *clientv3.Client) error {
+	key := o.Keys[0]
+	switch o.Kind {
+	case Get, Range:
+		return o.read(ctx, cli)
+	case Delete:
+		resp, err := cli.Delete(ctx, key)
+		if err == nil {
+			o.Revision, o.Succeeded = resp.Header.Revision, resp.Deleted > 0
+		}
+		return err
+	case Put:
+		if len(o.Keys) == 1 {
+			resp, err := cli.Put(ctx, key, o.Value)
+			if err == nil {
+				o.Revision = resp.Header.Revision
+			}
+			return err
+		}
+	}
+	txn := cli.Txn(ctx)
+	if o.Kind == CAS {
+		txn = txn.If(clientv3.Compare(clientv3.ModRevision(key), "=", o.Expect))
+	}
+	var puts []clientv3.Op
+	for _, k := range o.Keys {
+		puts = append(puts, clientv3.OpPut(k, o.Value))
+	}
+	resp, err := txn.Then(puts...).Commit()
+	if err == nil {
+		o.Revision, o.Succeeded = resp.Header.Revision, resp.Succeeded
+	}
+	return err
+}
+
+func (o *Op) read(ctx context.Context, cli *clientv3.Client) error {
+	var opts []clientv3.OpOption
+	if o.Serializable {
+		opts = append(opts, clientv3.WithSerializable())
+	}
+	if o.Kind == Range {
+		opts = append(opts, clientv3.WithPrefix())
+	}
+	resp, err := cli.Get(ctx, o.Keys[0], opts...)
+	if err != nil {
+		return err
+	}
+	o.Revision = resp.Header.Revision
+	for _, kv := range resp.Kvs {
+		o.Pairs = append(o.Pairs, pair(kv))
+	}
+	return nil
+}
+
+func pair(kv *mvccpb.KeyValue) Pair {
+	return Pair{Key: string(kv.Key), Value: string(kv.Value), Create: kv.CreateRevision, Mod: kv.ModRevision, Version: kv.Version}
+}
+
+// Mark is the time since the beginning, as in the notes.
+func (t *Traffic) Mark() time.Duration { return time.Since(t.began) }
+
+// Settle ends all requests, writes the last revision through any member that takes it, and waits until every watch has
+// been told everything. It returns that revision.
+func (t *Traffic) Settle(ctx context.Context) (int64, error) {
+	close(t.stop)
+	t.requests.Wait()
+	revision, err := t.writeLast(ctx)
+	if err != nil {
+		return 0, err
+	}
+	t.fence = revision
+	close(t.fenced)
+	told := make(chan struct{})
+	go func() { // ends when the watches do, which Close brings about
+		t.watches.Wait()
+		close(told)
+	}()
+	select {
+	case <-told:
+	case <-ctx.Done(): // the notes say what was not told
+		t.cancel()
+		<-told
+	}
+	return revision, nil
+}
+
+// writeLast changes every key, so that every watch has something to wait for.
+func (t *Traffic) writeLast(ctx context.Context) (int64, error) {
+	cli, err := t.cluster.Client()
+	if err != nil {
+		return 0, err
+	}
+	defer cli.Close()
+	for ctx.Err() == nil {
+		o := &Op{Client: -1, Kind: Put, Keys: []string{prefix + "probe"}, Value: t.value(0)}
+		for i := range t.cfg.Keys {
+			o.Keys = append(o.Keys, t.key(i))
+		}
+		if t.do(cli, o); o.Return != Never {
+			return o.Revision, nil
+		}
+		err = errors.New(o.Err)
+	}
+	return 0, fmt.Errorf("the last write: %w: %w", ctx.Err(), err)
+}
+
+// Notes are complete after Close.
+func (t *Traffic) Notes() *Notes { return &t.notes }
+
+// Close ends all clients. It may be called more than once.
+func (t *Traffic) Close() error {
+	t.cancel()
+	t.requests.Wait()
+	t.watches.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	for _, cli := range t.clients {
+		if err := cli.Close(); err != nil && !errors.Is(err, context.Canceled) {
+			errs = append(errs, err)
+		}
+	}
+	clear(t.clients)
+	return errors.Join(errs...)
+}
