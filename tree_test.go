@@ -42,6 +42,12 @@ var mayImport = map[string][]string{
 	// What members say to one another. It carries messages and files, and knows neither raft's state nor the machine's.
 	"peer": {},
 
+	// Who the first members are. What it finds is a text.
+	"discovery": {},
+
+	// Who holds other data than the others. It is given hashes.
+	"guard": {},
+
 	// The leader's clock and habits. They propose through functions that they are given.
 	"lessor":    {"machine/lease"},
 	"compactor": {},
@@ -52,7 +58,7 @@ var mayImport = map[string][]string{
 	"api/httpapi": {"api", "rpc"},
 
 	// All wiring. Nothing below imports it.
-	".": {"api", "api/*", "compactor", "consensus", "lessor", "machine", "machine/*", "rpc", "storage/*"},
+	".": {"api", "api/*", "compactor", "consensus", "discovery", "guard", "lessor", "machine", "machine/*", "rpc", "storage/*"},
 
 	// Programs. The load generator talks to any server that speaks etcd's API, so it knows none.
 	"bench":         {},
@@ -68,7 +74,8 @@ var mayBeUsedBy = []struct {
 	{"go.etcd.io/etcd/server", "etcd's server is not a part of Coterie; tests against it are a module of their own", nil},
 	{"go.etcd.io/etcd/etcdctl", "etcdctl is a command", []string{"cmd/*"}},
 	{"github.com/spf13", "flags belong to commands", []string{"bench/compare", "cmd/*"}},
-	{"go.etcd.io/etcd/client/v3", "the server is not its own client; the root package hands one out", []string{"bench", "bench/*", "cmd/*", "."}},
+	{"go.etcd.io/etcd/client/v3", "the server is not its own client; the root package hands one out, and discovery asks another cluster",
+		[]string{"bench", "bench/*", "cmd/*", "discovery", "."}},
 	{"go.etcd.io/raft/v3", "raft is driven by consensus, stored by the log and carried by peer", []string{"consensus", "peer", "storage/etcdlog", "storage/wal", "."}},
 	{"go.etcd.io/bbolt", "bbolt is the format of etcd's snapshot files", []string{"storage/etcdfile"}},
 	{"google.golang.org/grpc", "only the way in knows how commands arrive",
