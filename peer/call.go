@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -139,6 +140,7 @@ func (t *Transport) serveCall(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out, err := t.answer(w, r)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(t.stall())) // Close waits for the answer
 	if err != nil {
 		var failed *CallError
 		if !errors.As(err, &failed) {
@@ -165,7 +167,7 @@ func (t *Transport) answer(w http.ResponseWriter, r *http.Request) ([]byte, erro
 		cancel()
 		_ = c.SetReadDeadline(past) // a connection that has none is not read from
 	})()
-	if err := c.SetReadDeadline(t.deadline()); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(t.cfg.ReadTimeout)); err != nil {
 		return nil, err
 	}
 	in, err := readBounded(r.Body, maxCall)

@@ -150,11 +150,15 @@ func (d dialer) secure(ctx context.Context, c net.Conn, e endpoint) (net.Conn, e
 	return t, nil
 }
 
-// client makes an HTTP client that dials as members do. Its owner closes its
+// client makes an HTTP client that dials as members do, until life ends: net/http
+// itself goes on dialling for a request that was given up. Its owner closes its
 // idle connections.
-func (d dialer) client() *http.Transport {
+func (d dialer) client(life context.Context) *http.Transport {
 	dial := func(secure bool) func(context.Context, string, string) (net.Conn, error) {
 		return func(ctx context.Context, _, address string) (net.Conn, error) {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(life, cancel)()
 			return d.dialHTTP(ctx, address, secure)
 		}
 	}
@@ -187,7 +191,7 @@ func (d dialer) dialHTTP(ctx context.Context, address string, secure bool) (net.
 // opened is a connection on which a request was made by hand, and its answer.
 type opened struct {
 	timedConn
-	reader   *bufio.Reader // of the connection
+	reader   *bufio.Reader // of the timedConn
 	response *http.Response
 	endpoint endpoint
 }
@@ -226,7 +230,7 @@ func (o *opened) request(method, path string, h http.Header) error {
 	if _, err := o.Write(b.Bytes()); err != nil {
 		return err
 	}
-	o.reader = bufio.NewReader(o.timedConn)
+	o.reader = bufio.NewReader(o)
 	return o.answer(method)
 }
 

@@ -26,7 +26,7 @@ const maxMembers = 1 << 20
 // members are. One answer is enough.
 func Fetch(ctx context.Context, urls []string, dialTLS func() (*tls.Config, error)) (clusterID uint64, members []FetchedMember, err error) {
 	d := dialer{dialTLS, DefaultReadTimeout, DefaultWriteTimeout}
-	client := d.client()
+	client := d.client(ctx)
 	defer client.CloseIdleConnections()
 	var errs []error
 	for _, raw := range urls {

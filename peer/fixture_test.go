@@ -182,7 +182,7 @@ func start(t testing.TB, id uint64, options ...nodeOption) *node {
 	if n.Transport, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	n.server = &http.Server{Handler: n.Handler(), TLSConfig: setup.tls}
+	n.server = &http.Server{Handler: n.Handler(), TLSConfig: setup.tls.Clone(), ErrorLog: zap.NewStdLog(zap.NewNop())}
 	go func() {
 		defer close(n.served)
 		if setup.tls != nil {

@@ -2,14 +2,28 @@ package peer
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
 )
 
-// maxSending bounds the snapshots being sent, over all members.
-const maxSending = 2
+const (
+	// maxSending bounds the snapshots being sent, over all members.
+	maxSending = 2
+	// snapshotPiece is what is read, paced and written at once.
+	snapshotPiece = 256 << 10
+)
 
 // Snapshot is a copy of the state at a moment, in files.
 type Snapshot struct {
@@ -34,15 +48,180 @@ type Snapshots interface {
 	Aborted(dir string)
 }
 
-var (
-	noDeadline = time.Time{}
-	past       = time.Unix(1, 0)
-)
+// startSnapshot sends a snapshot in answer to a MsgSnap, or says that it does
+// not. Called with mu held; r is nil when the member is not known.
+func (t *Transport) startSnapshot(r *remote, m *raftpb.Message) {
+	if r == nil {
+		t.reports.snapshotFailed(m.GetTo())
+		return
+	}
+	select {
+	case t.sending <- struct{}{}:
+	default: // raft asks again
+		t.reports.snapshotFailed(r.id)
+		return
+	}
+	t.group.Go(func() { // ends with the snapshot, or the remote's context
+		began := time.Now()
+		bytes, err := r.sendSnapshot(r.ctx, m)
+		fields := []zap.Field{hexID("to", r.id), zap.Int64("bytes", bytes), zap.Duration("took", time.Since(began))}
+		if err != nil {
+			r.count.snapshotFailures.Add(1)
+			t.log.Warn("a snapshot was not sent; it is tried again when the member still needs it", append(fields, zap.Error(err))...)
+		} else {
+			r.count.snapshotsSent.Add(1)
+			t.log.Info("sent a snapshot", fields...)
+		}
+		<-t.sending // before raft hears of it and may ask for the next
+		t.cfg.Handler.SnapshotSent(r.id, err == nil)
+	})
+}
 
-func (t *Transport) deadline() time.Time { return time.Now().Add(t.cfg.ReadTimeout) }
+// sendSnapshot takes a snapshot and sends it. It returns how many bytes the
+// snapshot has.
+func (r *remote) sendSnapshot(ctx context.Context, m *raftpb.Message) (int64, error) {
+	s, err := r.t.cfg.Snapshots.Take(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("take a snapshot: %w", err)
+	}
+	defer s.Release()
+	head, err := newSnapshotHead(m, s)
+	if err != nil {
+		return 0, err
+	}
+	frame, err := head.frame()
+	if err != nil {
+		return 0, err
+	}
+	total := int64(len(frame)) + head.bytes()
+	h := r.t.greeting(r.id).header()
+	h.Set("Content-Length", strconv.FormatInt(total, 10))
+	h.Set("Expect", "100-continue")
+	first := 0
+	o, err := r.open(ctx, &first, http.MethodPost, pathSnapshot, h, http.StatusContinue)
+	if err != nil {
+		return total, err
+	}
+	defer o.Close()
+	defer context.AfterFunc(ctx, func() { o.Close() })()
+	o.read, o.write = r.t.stall(), r.t.stall()
+	if err := r.sendFiles(ctx, o, frame, s.Dir, head.files); err != nil {
+		// What the receiver says tells more than that it does not listen.
+		o.read = time.Second
+		if no := r.t.verdict(o); errors.As(no, new(*refusal)) {
+			err = no
+		}
+		return total, err
+	}
+	return total, r.t.verdict(o)
+}
 
-func (t *Transport) startSnapshot(r *remote, m *raftpb.Message) { t.reports.snapshotFailed(m.GetTo()) }
+// stall is how long a snapshot may make no progress: a disk takes longer than
+// the network.
+func (t *Transport) stall() time.Duration { return 6 * max(t.cfg.ReadTimeout, t.cfg.WriteTimeout) }
 
-func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
-	(&refusal{http.StatusServiceUnavailable, "this member takes no snapshots"}).write(w, t.cfg.ClusterID)
+// sendFiles writes a snapshot's head and files, at the configured rate.
+func (r *remote) sendFiles(ctx context.Context, o *opened, head []byte, dir string, files []snapshotFile) error {
+	w := &pacedWriter{ctx: ctx, w: o, pace: pacer{rate: r.t.cfg.SnapshotRate}, count: &r.count.sentBytes}
+	if _, err := w.Write(head); err != nil {
+		return err
+	}
+	piece := make([]byte, snapshotPiece)
+	for _, f := range files {
+		if err := sendFile(w, filepath.Join(dir, f.name), f.size, piece); err != nil {
+			return fmt.Errorf("send a snapshot's file %s: %w", f.name, err)
+		}
+	}
+	return nil
+}
+
+// sendFile writes as many bytes as the head has announced, and their checksum.
+func sendFile(w io.Writer, name string, size int64, piece []byte) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // only read
+	sum := uint32(0)
+	for size > 0 {
+		b := piece[:min(size, int64(len(piece)))]
+		if _, err := io.ReadFull(f, b); err != nil {
+			return err
+		}
+		sum = crc32.Update(sum, castagnoli, b)
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		size -= int64(len(b))
+	}
+	_, err = w.Write(binary.LittleEndian.AppendUint32(nil, sum))
+	return err
+}
+
+// verdict waits until the receiver has answered. As long as it works it says
+// so, with informational answers.
+func (t *Transport) verdict(o *opened) error {
+	for {
+		if err := o.answer(http.MethodPost); err != nil {
+			return fmt.Errorf("wait for the receiver of a snapshot: %w", err)
+		}
+		switch code := o.response.StatusCode; {
+		case code == http.StatusOK:
+			return nil
+		case code >= 200:
+			return t.refused(o.response)
+		}
+	}
+}
+
+// pacedWriter writes at a rate.
+type pacedWriter struct {
+	ctx   context.Context // of the one who writes, for io.Writer takes none
+	w     io.Writer
+	pace  pacer
+	count *atomic.Uint64
+}
+
+func (w *pacedWriter) Write(p []byte) (int, error) {
+	if err := w.pace.wait(w.ctx, len(p)); err != nil {
+		return 0, err
+	}
+	n, err := w.w.Write(p)
+	w.count.Add(uint64(n))
+	return n, err
+}
+
+// pacer is a token bucket: it lets bytes pass at a rate, and what was not used
+// lately at once.
+type pacer struct {
+	rate int64     // bytes per second; none if negative
+	due  time.Time // when all that has passed should have
+}
+
+// pacerCredit is how much of the past may be made up for: more than timers are
+// late, less than others on the line would notice.
+const pacerCredit = 20 * time.Millisecond
+
+// wait returns when n bytes may pass.
+func (p *pacer) wait(ctx context.Context, n int) error {
+	if p.rate < 0 {
+		return ctx.Err()
+	}
+	now := time.Now()
+	if earliest := now.Add(-pacerCredit); p.due.Before(earliest) {
+		p.due = earliest
+	}
+	pause := p.due.Sub(now)
+	p.due = p.due.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
+	if pause <= 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

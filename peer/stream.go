@@ -14,11 +14,12 @@ import (
 )
 
 const (
-	// A lost connection is made anew after a pause that doubles from minPause to
-	// maxPause.
+	// A connection that cannot be made is tried again after a pause that doubles
+	// from minPause to maxPause.
 	minPause = 50 * time.Millisecond
 	maxPause = time.Second
-	// steady is how long a connection must have held to be made anew at once.
+	// steady is how long a connection must have held to be made anew at once, and
+	// not after the shortest pause.
 	steady = time.Second
 	// writeBatch is how much is put into one write.
 	writeBatch = 1 << 20
@@ -52,12 +53,15 @@ func (s *stream) run(ctx context.Context) {
 			return
 		}
 		s.failed(err, conn != nil)
-		switch {
-		case conn != nil && time.Since(began) >= steady:
-			pause = minPause // and at once: that tells whether the member's process is gone
-		case s.wait(ctx, pause):
+		if conn != nil {
 			pause = minPause
-		default:
+			if time.Since(began) >= steady {
+				continue // at once: that tells whether the member's process is gone
+			}
+		}
+		if s.wait(ctx, pause) {
+			pause = minPause
+		} else {
 			pause = min(2*pause, maxPause)
 		}
 	}

@@ -21,9 +21,9 @@ const (
 	DefaultWriteTimeout = 5 * time.Second
 	DefaultSnapshotRate = 128 << 20
 
-	// leaveGrace is how long a member that was removed is still sent what is
+	// defaultGrace is how long a member that was removed is still sent what is
 	// meant for it: not least that it was removed.
-	leaveGrace = 5 * time.Second
+	defaultGrace = 5 * time.Second
 	// maxStrangers bounds the senders that are served though the membership, as
 	// known here, does not have them.
 	maxStrangers = 16
@@ -88,6 +88,7 @@ type Transport struct {
 	client  *http.Transport // for calls
 	reports *reports
 	calls   map[string]callFunc // complete before the first request
+	grace   time.Duration       // of a member that has left
 	handler http.Handler
 
 	// ctx ends when Close begins; group is whom Close waits for.
@@ -129,13 +130,14 @@ func New(cfg Config) (*Transport, error) {
 		dialer:    dialer{cfg.DialTLS, cfg.ReadTimeout, cfg.WriteTimeout},
 		reports:   newReports(),
 		calls:     make(map[string]callFunc),
+		grace:     defaultGrace,
 		sending:   make(chan struct{}, maxSending),
 		receiving: make(chan struct{}, 1),
 		answering: make(chan struct{}, maxAnswering),
 		peers:     make(map[uint64]*remote),
 	}
-	t.client = t.dialer.client()
 	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.client = t.dialer.client(t.ctx)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStream, t.serveStream)
 	mux.HandleFunc("POST "+pathSnapshot, t.serveSnapshot)
@@ -251,7 +253,7 @@ func (t *Transport) part(r *remote) {
 	leaving := make(chan struct{})
 	r.leaving = leaving
 	t.group.Go(func() { // ends with the grace
-		grace := time.NewTimer(leaveGrace)
+		grace := time.NewTimer(t.grace)
 		defer grace.Stop()
 		select {
 		case <-grace.C:

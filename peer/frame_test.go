@@ -1,0 +1,222 @@
+package peer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/http"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+func TestFrames(t *testing.T) {
+	m := bulk(1, 2, 3, 300_000)
+	b, err := appendMessage(nil, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = appendNumber(b, framePing, 42)
+	b = appendFrame(b, framePong, nil)
+	r := newFrameReader(bytes.NewReader(b), maxFrame)
+	kind, payload, err := r.next()
+	if err != nil || kind != frameMessage {
+		t.Fatal(kind, err)
+	}
+	if got, err := decodeMessage(payload); err != nil || !proto.Equal(got, m) {
+		t.Errorf("another message came: %v", err)
+	}
+	if kind, payload, err := r.next(); err != nil || kind != framePing || binary.LittleEndian.Uint64(payload) != 42 {
+		t.Errorf("ping: %d %x %v", kind, payload, err)
+	}
+	if kind, payload, err := r.next(); err != nil || kind != framePong || len(payload) != 0 {
+		t.Errorf("pong: %d %x %v", kind, payload, err)
+	}
+	if _, _, err := r.next(); err != io.EOF {
+		t.Errorf("at the end: %v", err)
+	}
+}
+
+// Whatever bit changes, the frame is not taken.
+func TestFrameDamage(t *testing.T) {
+	b, err := appendMessage(nil, message(raftpb.MsgVote, 1, 2, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(b) * 8 {
+		damaged := bytes.Clone(b)
+		damaged[i/8] ^= 1 << (i % 8)
+		if _, _, err := newFrameReader(bytes.NewReader(damaged), maxFrame).next(); err == nil {
+			t.Errorf("bit %d changed, and nobody noticed", i)
+		}
+	}
+	for i := 1; i < len(b); i++ {
+		if _, _, err := newFrameReader(bytes.NewReader(b[:i]), maxFrame).next(); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("cut to %d bytes: %v", i, err)
+		}
+	}
+}
+
+// A length that is claimed costs no memory.
+func TestFrameClaims(t *testing.T) {
+	head := make([]byte, frameHeaderLen)
+	binary.LittleEndian.PutUint32(head[4:], maxFrame)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, _, err := newFrameReader(io.MultiReader(bytes.NewReader(head), strings.NewReader("little")), maxFrame).next()
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Error(err)
+	}
+	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<20 {
+		t.Errorf("%d bytes were allocated", got)
+	}
+	binary.LittleEndian.PutUint32(head[4:], maxFrame+1)
+	if _, _, err := newFrameReader(bytes.NewReader(head), maxFrame).next(); !errors.Is(err, errFrameLength) {
+		t.Errorf("beyond the bound: %v", err)
+	}
+}
+
+// A buffer that a large frame needed is not kept.
+func TestFrameBuffer(t *testing.T) {
+	large := appendFrame(nil, frameMessage, make([]byte, keepBuffer+1))
+	r := newFrameReader(io.MultiReader(bytes.NewReader(large), bytes.NewReader(appendFrame(nil, frameMessage, []byte("x")))), maxFrame)
+	if _, b, err := r.next(); err != nil || len(b) != keepBuffer+1 {
+		t.Fatal(len(b), err)
+	}
+	if _, b, err := r.next(); err != nil || string(b) != "x" || cap(r.buf) > keepBuffer {
+		t.Errorf("%q %v, %d bytes kept", b, err, cap(r.buf))
+	}
+}
+
+func FuzzFrames(f *testing.F) {
+	b, err := appendMessage(nil, bulk(1, 2, 3, 10))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(appendNumber(appendNumber(nil, framePing, 1), framePong, 2))
+	f.Add([]byte{0, 0, 0, 0, 255, 255, 255, 0, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := newFrameReader(bytes.NewReader(b), maxFrame)
+		var again []byte
+		for {
+			kind, payload, err := r.next()
+			if err != nil {
+				break
+			}
+			again = appendFrame(again, kind, payload)
+			if m, err := decodeMessage(payload); err == nil && !carried(m.GetType()) {
+				t.Errorf("took a message of type %s", m.GetType())
+			}
+		}
+		if !bytes.HasPrefix(b, again) {
+			t.Error("what was read is not what came")
+		}
+	})
+}
+
+// FuzzMessages decodes what is inside frames, whose checksums fuzzing cannot
+// guess.
+func FuzzMessages(f *testing.F) {
+	for _, m := range []*raftpb.Message{bulk(1, 2, 3, 10), message(raftpb.MsgHup, 1, 2, 3), snapshotMessage(1, 2)} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decodeMessage(b)
+		if err != nil {
+			return
+		}
+		if !carried(m.GetType()) {
+			t.Errorf("took a message of type %s", m.GetType())
+		}
+		if sizeOf(m) <= 0 {
+			t.Error("it has no size")
+		}
+	})
+}
+
+func FuzzSnapshotHead(f *testing.F) {
+	h := &snapshotHead{snapshotMessage(1, 2), []snapshotFile{{"a", 1}, {"b", 0}}}
+	frame, err := h.frame()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(frame[frameHeaderLen:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := decodeSnapshotHead(b)
+		if err != nil {
+			return
+		}
+		if h.bytes() < 0 {
+			t.Errorf("%d bytes", h.bytes())
+		}
+		for _, file := range h.files {
+			if strings.ContainsAny(file.name, `/\`) || file.name == ".." {
+				t.Errorf("took the name %q", file.name)
+			}
+		}
+		frame, err := h.frame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeSnapshotHead(frame[frameHeaderLen:])
+		if err != nil || !reflect.DeepEqual(again.files, h.files) || !proto.Equal(again.message, h.message) {
+			t.Errorf("encoded and decoded it is another: %v", err)
+		}
+	})
+}
+
+func FuzzGreeting(f *testing.F) {
+	f.Add("c1", "1", "2", "http://a:1,unix:///b", "v1", "control")
+	f.Add("", "-1", "10000000000000000", ",", strings.Repeat("v", 100), "")
+	f.Fuzz(func(t *testing.T, cluster, from, to, urls, version, stream string) {
+		h := http.Header{}
+		for name, v := range map[string]string{
+			headerCluster: cluster, headerFrom: from, headerTo: to, headerURLs: urls, headerVersion: version, headerStream: stream,
+		} {
+			h.Set(name, v)
+		}
+		if k, err := parseKind(stream); err == nil && k.String() != stream {
+			t.Errorf("%q is %s", stream, k)
+		}
+		g, err := parseGreeting(h)
+		if err != nil {
+			return
+		}
+		if len(g.urls) > maxURLs || len(g.version) > maxHeaderText {
+			t.Errorf("%d URLs, a version of %d bytes", len(g.urls), len(g.version))
+		}
+		if again, err := parseGreeting(g.header()); err != nil || !reflect.DeepEqual(again, g) {
+			t.Errorf("encoded and decoded %+v is %+v: %v", g, again, err)
+		}
+		es, _ := parseEndpoints(g.urls)
+		for _, e := range es {
+			if back, err := parseEndpoint(e.String()); err != nil || back != e {
+				t.Logf("%q is written %q", g.urls, e)
+			}
+			_ = e.url("/").String()
+			_ = e.serverName()
+		}
+	})
+}
+
+func FuzzMembers(f *testing.F) {
+	f.Add("cdf818194e3a8c32", []byte(`[{"id":1,"peerURLs":["http://a:1"]}]`))
+	f.Add("", []byte(`[]`))
+	f.Fuzz(func(t *testing.T, cluster string, body []byte) {
+		id, members, err := decodeMembers(cluster, body)
+		if (err == nil) != (len(members) > 0) || err != nil && id != 0 {
+			t.Errorf("%x, %d members, %v", id, len(members), err)
+		}
+	})
+}
