@@ -35,6 +35,9 @@ import (
 var (
 	// ErrNoSpace refuses what would grow the store while the NOSPACE alarm is on.
 	ErrNoSpace = errors.New("machine: no space: the quota of the store is used up")
+	// ErrEntryFull refuses the commands that come after others, in one entry, that
+	// have written all that one entry may.
+	ErrEntryFull = errors.New("machine: the commands before wrote too much at once: try again")
 	// ErrCorrupt refuses everything while the CORRUPT alarm is on.
 	ErrCorrupt = errors.New("machine: a member's state is damaged")
 )
@@ -50,6 +53,17 @@ var (
 // of nesting and stands a level deeper in a command, so that limit must be
 // larger here: what is in the log cannot be refused any more.
 var decoding = proto.UnmarshalOptions{RecursionLimit: 2 * protowire.DefaultRecursionLimit}
+
+// An engine batch takes whole entries, for it records which was the last, and no
+// more of them once it holds batchBytes. An entry takes no more commands once
+// they have written maxEntryBytes: short ones can write much, such as puts that
+// keep large values. What they write is the same on all members. With what one
+// command may write, see mvcc, a batch stays well below the 4 GiB that the
+// engine can take.
+const (
+	batchBytes    = 64 << 20
+	maxEntryBytes = 1 << 30
+)
 
 // Options configures Open.
 type Options struct {
@@ -78,6 +92,9 @@ type Machine struct {
 	logger   *zap.Logger
 	warn     time.Duration
 	onCommit func(time.Duration)
+
+	// batchBytes and entryBytes are the constants, but for tests.
+	batchBytes, entryBytes int
 
 	applying sync.Mutex // held by Apply, and while a consistent copy is taken
 	applied  atomic.Uint64
@@ -120,7 +137,8 @@ func Open(o Options) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("machine: %w", err)
 	}
-	m := &Machine{engine: o.Engine, logger: o.Logger, warn: o.WarnApply, onCommit: o.OnCommit}
+	m := &Machine{engine: o.Engine, logger: o.Logger, warn: o.WarnApply, onCommit: o.OnCommit,
+		batchBytes: batchBytes, entryBytes: maxEntryBytes}
 	if m.onCommit == nil {
 		m.onCommit = func(time.Duration) {}
 	}
@@ -186,42 +204,71 @@ func (m *Machine) Apply(entries []Entry) ([]Result, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	start := time.Now()
+	var results []Result
+	for len(entries) > 0 {
+		n, of, err := m.applyBatch(entries)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, of...)
+		entries = entries[n:]
+	}
+	if took := time.Since(start); m.warn > 0 && took > m.warn {
+		m.slow.Add(1)
+		m.logger.Warn("apply took long", zap.Duration("took", took), zap.Int("commands", len(results)),
+			zap.Duration("expected", m.warn), zap.Uint64("applied-index", m.applied.Load()))
+	}
+	return results, nil
+}
+
+// applyBatch applies the first entries, as many as one engine batch takes, and
+// returns their number and results.
+func (m *Machine) applyBatch(entries []Entry) (n int, results []Result, err error) {
 	b := m.engine.NewBatch()
 	defer b.Close()
-	var results []Result
 	m.KV.Begin(b)
 	index, term := m.applied.Load(), m.term.Load()
-	for _, e := range entries {
+	for n < len(entries) && b.Len() < m.batchBytes {
+		e := &entries[n]
 		if e.Index != index+1 {
-			return nil, fmt.Errorf("machine: entry %d follows entry %d", e.Index, index)
+			return 0, nil, fmt.Errorf("machine: entry %d follows entry %d", e.Index, index)
 		}
-		for _, c := range e.Commands {
-			r, err := m.command(b, c)
-			if err != nil {
-				return nil, fmt.Errorf("machine: entry %d: %w", e.Index, err)
-			}
-			results = append(results, r)
-		}
-		if e.Change != nil {
-			results = append(results, result(&pb.EmptyResponse{}, m.Members.apply(b, e.Change)))
+		if results, err = m.applyEntry(b, e, results); err != nil {
+			return 0, nil, fmt.Errorf("machine: entry %d: %w", e.Index, err)
 		}
 		index, term = e.Index, e.Term
+		n++
 	}
 	if err := setApplied(b, index, term); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	committing := time.Now()
 	if err := m.engine.Commit(b); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	m.onCommit(time.Since(committing))
 	m.applied.Store(index)
 	m.term.Store(term)
 	m.Watch.Publish(m.KV.Publish())
-	if took := time.Since(start); m.warn > 0 && took > m.warn {
-		m.slow.Add(1)
-		m.logger.Warn("apply took long", zap.Duration("took", took), zap.Int("commands", len(results)),
-			zap.Duration("expected", m.warn), zap.Uint64("applied-index", index))
+	return n, results, nil
+}
+
+// applyEntry appends the results of an entry.
+func (m *Machine) applyEntry(b *pebble.Batch, e *Entry, results []Result) ([]Result, error) {
+	if e.Change != nil {
+		return append(results, result(&pb.EmptyResponse{}, m.Members.apply(b, e.Change))), nil
+	}
+	begin := b.Len()
+	for _, c := range e.Commands {
+		if b.Len()-begin >= m.entryBytes {
+			results = append(results, Result{Err: ErrEntryFull})
+			continue
+		}
+		r, err := m.command(b, c)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, r)
 	}
 	return results, nil
 }
@@ -304,6 +351,9 @@ func (m *Machine) leaseGrant(b *pebble.Batch, r *pb.LeaseGrantRequest) Result {
 }
 
 func (m *Machine) leaseRevoke(b *pebble.Batch, r *pb.LeaseRevokeRequest) Result {
+	if err := m.KV.CheckDeleteKeys(m.Leases.Keys(r.ID)); err != nil {
+		return Result{Err: err}
+	}
 	keys, err := m.Leases.Revoke(b, r.ID)
 	if err != nil {
 		return Result{Err: err}

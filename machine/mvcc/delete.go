@@ -10,6 +10,10 @@ import (
 
 // DeleteRange applies a deletion. One that finds nothing makes no revision.
 func (s *Store) DeleteRange(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	left := s.commandBytes
+	if err := left.takeRange(&s.w.index.root, spanOf(r.Key, r.RangeEnd)); err != nil {
+		return nil, err
+	}
 	resp := s.deleteRange(r)
 	s.w.finish()
 	return resp, nil
@@ -44,6 +48,7 @@ func (s *Store) deleteRange(r *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
 
 // DeleteKeys deletes keys in sorted order, those that exist, in one revision,
 // and returns the revision after it. It is how a lease takes its keys with it.
+// CheckDeleteKeys comes first.
 func (s *Store) DeleteKeys(keys []string) int64 {
 	if !slices.IsSorted(keys) {
 		keys = slices.Sorted(slices.Values(keys))

@@ -14,6 +14,8 @@ var (
 	// ErrKeyNotFound: a put was to keep the value or lease of a key that does
 	// not exist.
 	ErrKeyNotFound = errors.New("mvcc: key not found")
+	// ErrTooLarge: the command would write more than one may.
+	ErrTooLarge = errors.New("mvcc: command would write too much at once: divide it")
 	// ErrClosed: the store was closed before it was read.
 	ErrClosed = errors.New("mvcc: closed")
 	// ErrCorrupt: what is stored cannot have been written by this package.

@@ -34,7 +34,7 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 	if leases == nil {
 		leases = noLeases{}
 	}
-	s := &Store{eng: eng, leases: leases, log: o.Logger, streamChunkBytes: o.StreamChunkBytes}
+	s := &Store{eng: eng, leases: leases, log: o.Logger, streamChunkBytes: o.StreamChunkBytes, commandBytes: maxCommandBytes}
 	if err := s.checkFormat(); err != nil {
 		return nil, err
 	}

@@ -63,6 +63,8 @@ type Store struct {
 	log    *zap.Logger
 
 	streamChunkBytes int
+	// commandBytes is maxCommandBytes, but for tests.
+	commandBytes allowance
 
 	// w belongs to the apply goroutine.
 	w pending

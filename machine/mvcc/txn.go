@@ -33,7 +33,8 @@ func (s *Store) Txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err != nil {
 		fatal(err)
 	}
-	if _, err := st.check(r, path); err != nil {
+	left := s.commandBytes
+	if _, err := st.check(r, path, &left); err != nil {
 		return nil, err
 	}
 	s.counters.txns.Add(1)
@@ -58,7 +59,8 @@ func (s *Store) ReadTxn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 	if err != nil {
 		return nil, err
 	}
-	if _, err := st.check(r, path); err != nil {
+	left := s.commandBytes
+	if _, err := st.check(r, path, &left); err != nil {
 		return nil, err
 	}
 	s.counters.txns.Add(1)
@@ -96,18 +98,22 @@ func branch(r *pb.TxnRequest, succeeded bool) []*pb.RequestOp {
 	return r.GetFailure()
 }
 
-// check finds the first operation that would fail. It returns the decisions
-// after those of r.
-func (st *state) check(r *pb.TxnRequest, path []bool) (rest []bool, err error) {
+// check finds the first operation that would fail, or write more than is left.
+// It returns the decisions after those of r.
+func (st *state) check(r *pb.TxnRequest, path []bool, left *allowance) (rest []bool, err error) {
 	ok, path := path[0], path[1:]
 	for _, op := range branch(r, ok) {
 		switch op := op.GetRequest().(type) {
 		case *pb.RequestOp_RequestRange:
 			err = st.checkRange(op.RequestRange)
 		case *pb.RequestOp_RequestPut:
-			err = st.s.checkPut(&st.index, op.RequestPut)
+			if err = st.s.checkPut(&st.index, op.RequestPut); err == nil {
+				err = left.takePut(st, op.RequestPut)
+			}
+		case *pb.RequestOp_RequestDeleteRange:
+			err = left.takeRange(&st.index, spanOf(op.RequestDeleteRange.Key, op.RequestDeleteRange.RangeEnd))
 		case *pb.RequestOp_RequestTxn:
-			path, err = st.check(op.RequestTxn, path)
+			path, err = st.check(op.RequestTxn, path, left)
 		}
 		if err != nil {
 			return nil, err
