@@ -1,12 +1,14 @@
 package coterie
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -45,6 +47,9 @@ type identity struct {
 	ClusterID string `json:"clusterID"` // hexadecimal
 	MemberID  string `json:"memberID"`
 	Complete  bool   `json:"complete"`
+	// Engine is the directory of the engine: the first one's, or that of the last
+	// snapshot that was installed. Empty means engineDir.
+	Engine string `json:"engine,omitempty"`
 }
 
 func (id *identity) ids() (cluster, member uint64, err error) {
@@ -57,12 +62,14 @@ func (id *identity) ids() (cluster, member uint64, err error) {
 	return cluster, member, nil
 }
 
-// dataDir is an open data directory: locked, of this member, with its log and
-// engine open.
+// dataDir is an open data directory: locked, of this member, with its log open.
+// Who opens it closes the engine himself, which may be another by then.
 type dataDir struct {
 	clusterID, memberID uint64
+	dir                 string
+	id                  *identity
 	log                 *wal.Log
-	engine              *engine.Engine
+	engine              *engine.Engine // the one of the start
 
 	locks []io.Closer
 }
@@ -75,8 +82,8 @@ type storageOptions struct {
 }
 
 // openDataDir opens the data directory of cfg and makes it first if there is
-// none. When it refuses, nothing has been changed.
-func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
+// none, of what find returns. When it refuses, nothing has been changed.
+func openDataDir(cfg *Config, o storageOptions, find func() (*founding, error)) (_ *dataDir, err error) {
 	o.engine.Dir = filepath.Join(cfg.DataDir, engineDir)
 	o.wal.Dir = filepath.Join(cfg.DataDir, walDir)
 	if cfg.WALDir != "" {
@@ -85,9 +92,12 @@ func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
 	if err := refuseEtcd(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	d := &dataDir{}
+	d := &dataDir{dir: cfg.DataDir}
 	defer func() {
 		if err != nil {
+			if d.engine != nil {
+				err = errors.Join(err, d.engine.Close())
+			}
 			err = errors.Join(err, d.close()) // d is not returned then
 		}
 	}()
@@ -103,27 +113,23 @@ func openDataDir(cfg *Config, o storageOptions) (_ *dataDir, err error) {
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case id == nil:
-		if err := refuseRemains(cfg.DataDir, o); err != nil {
+	if id == nil || !id.Complete {
+		if id == nil {
+			err = refuseRemains(cfg.DataDir, o)
+		} else {
+			o.logger.Info("the first start of this member was interrupted; making its data directory anew", zap.String("data-dir", cfg.DataDir))
+			err = refuseOthersLog(id, o.wal)
+		}
+		if err != nil {
 			return nil, err
 		}
-		if err := cfg.checkBootstrap(); err != nil {
+		f, err := find()
+		if err != nil {
 			return nil, err
 		}
-		id, err = bootstrap(cfg, o)
-	case !id.Complete:
-		o.logger.Info("the first start of this member was interrupted; making its data directory anew", zap.String("data-dir", cfg.DataDir))
-		if err := refuseOthersLog(id, o.wal); err != nil {
-			return nil, err
+		if id, err = makeDataDir(cfg.DataDir, f, o); err != nil {
+			return nil, fmt.Errorf("make the data directory: %w", err)
 		}
-		if err := cfg.checkBootstrap(); err != nil {
-			return nil, err
-		}
-		id, err = bootstrap(cfg, o)
-	}
-	if err != nil {
-		return nil, err
 	}
 	if err := d.open(id, o); err != nil {
 		return nil, err
@@ -160,6 +166,13 @@ func (d *dataDir) open(id *identity, o storageOptions) (err error) {
 	if d.log, err = wal.Open(o.wal); err != nil {
 		return err
 	}
+	d.id = id
+	name, err := d.engineName()
+	if err != nil {
+		return err
+	}
+	d.id.Engine = name
+	o.engine.Dir = filepath.Join(d.dir, name)
 	// Nothing is changed before what is there has been judged; see makeWritable.
 	o.engine.MustExist, o.engine.ReadOnly = true, true
 	if d.engine, err = engine.Open(o.engine); err != nil {
@@ -170,11 +183,72 @@ func (d *dataDir) open(id *identity, o storageOptions) (err error) {
 
 // makeWritable ends the time in which opening changes nothing. It is called
 // when all of the state has been loaded from the engine and fits the log.
-func (d *dataDir) makeWritable(cfg *Config) error {
+func (d *dataDir) makeWritable() error {
 	if err := d.engine.MakeWritable(); err != nil {
 		return engineAdvice(err)
 	}
-	return removeSnapshots(cfg.DataDir)
+	if err := d.use(d.id.Engine); err != nil {
+		return err
+	}
+	return d.removeRemains()
+}
+
+// engineName returns the directory of the engine to open. It is the one that the
+// identity names, unless a crash has interrupted the installation of a snapshot:
+// then the log begins where that ends, and its files are complete.
+func (d *dataDir) engineName() (string, error) {
+	first, err := d.log.FirstIndex()
+	if err != nil {
+		return "", err
+	}
+	snapshot := d.snapshotDir(first - 1)
+	if _, err := os.Stat(filepath.Join(d.dir, snapshot)); err == nil {
+		return snapshot, nil
+	}
+	return cmp.Or(d.id.Engine, engineDir), nil
+}
+
+// snapshotDir names the directory of the engine that a snapshot of the entry with
+// the index brings.
+func (d *dataDir) snapshotDir(index uint64) string { return fmt.Sprintf("%s-%016x", engineDir, index) }
+
+// use makes a directory the engine's from the next start on.
+func (d *dataDir) use(name string) error {
+	if name == engineDir {
+		name = ""
+	}
+	saved, err := readIdentity(d.dir)
+	if err != nil {
+		return err
+	}
+	if saved == nil {
+		return fmt.Errorf("%s has gone from %s", identityFile, d.dir)
+	}
+	if saved.Engine == name {
+		return nil
+	}
+	saved.Engine = name
+	return writeIdentity(d.dir, saved)
+}
+
+// removeRemains removes what a crash has left of snapshots being made, sent,
+// received or replaced. It is called when the engine in use is known.
+func (d *dataDir) removeRemains() error {
+	var left []string
+	for _, pattern := range []string{snapshotPattern, outgoingPattern, engineDir + "-*", engineDir} {
+		found, err := filepath.Glob(filepath.Join(d.dir, pattern))
+		if err != nil {
+			return err
+		}
+		left = append(left, found...)
+	}
+	inUse := filepath.Join(d.dir, cmp.Or(d.id.Engine, engineDir))
+	for _, path := range slices.DeleteFunc(left, func(path string) bool { return path == inUse }) {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // engineAdvice adds what to do to an error about the engine's files.
@@ -185,12 +259,9 @@ func engineAdvice(err error) error {
 	return fmt.Errorf("%w: if a file is damaged or missing, restore this member from a snapshot, or remove its data directory and let it join again", err)
 }
 
-// close releases what is open, the locks last.
+// close releases what is open but for the engine, the locks last.
 func (d *dataDir) close() error {
 	var errs []error
-	if d.engine != nil {
-		errs = append(errs, d.engine.Close())
-	}
 	if d.log != nil {
 		errs = append(errs, d.log.Close())
 	}
@@ -250,7 +321,7 @@ func refuseOthersLog(id *identity, o wal.Options) error {
 		return errors.Join(others, err)
 	}
 	last, err := log.LastIndex()
-	if last != firstIndex {
+	if last > firstIndex {
 		err = errors.Join(others, err)
 	}
 	return errors.Join(err, log.Close())
@@ -310,62 +381,46 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// bootstrap makes the data directory of the first start of a cluster.
-func bootstrap(cfg *Config, o storageOptions) (*identity, error) {
-	configured, err := parseCluster(cfg.InitialCluster)
-	if err != nil {
-		return nil, err
-	}
-	var members []machine.Member
-	var self uint64
-	for name, urls := range configured {
-		m := machine.Member{ID: memberID(urls, cfg.InitialClusterToken), PeerURLs: urls}
-		if name == cfg.Name {
-			self = m.ID
-		}
-		members = append(members, m)
-	}
-	machine.SortMembers(members)
+// makeDataDir makes the data directory of the first start of a member.
+func makeDataDir(dir string, f *founding, o storageOptions) (*identity, error) {
 	id := &identity{
 		Format:    dataFormat,
-		ClusterID: strconv.FormatUint(clusterID(members), 16),
-		MemberID:  strconv.FormatUint(self, 16),
+		ClusterID: strconv.FormatUint(f.clusterID, 16),
+		MemberID:  strconv.FormatUint(f.memberID, 16),
 	}
-	o.logger.Info("making a new cluster", zap.String("cluster-id", id.ClusterID), zap.String("local-member-id", id.MemberID),
-		zap.String("data-dir", cfg.DataDir), zap.String("initial-cluster", cfg.InitialCluster))
-	if err := makeDataDir(cfg.DataDir, id, members, o); err != nil {
-		return nil, fmt.Errorf("make the data directory: %w", err)
-	}
-	return id, nil
-}
-
-func makeDataDir(dir string, id *identity, members []machine.Member, o storageOptions) error {
+	o.logger.Info("making a data directory", zap.String("cluster-id", id.ClusterID), zap.String("local-member-id", id.MemberID),
+		zap.String("data-dir", dir), zap.Int("members", len(f.members)), zap.Bool("joins", f.joins))
 	// An interrupted start goes first, while the identity that names its log is there.
 	if err := errors.Join(os.RemoveAll(o.engine.Dir), removeSegments(o.wal.Dir)); err != nil {
-		return err
+		return nil, err
 	}
 	if err := writeIdentity(dir, id); err != nil {
-		return err
+		return nil, err
 	}
 	eng, err := engine.Open(o.engine)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := errors.Join(machine.Bootstrap(eng, firstIndex, firstTerm, members), eng.Close()); err != nil {
-		return err
+	index, term := uint64(firstIndex), uint64(firstTerm)
+	if f.joins {
+		index, term = 0, 0
+		err = machine.BootstrapJoiner(eng, f.members)
+	} else {
+		err = machine.Bootstrap(eng, index, term, f.members)
 	}
-	if o.wal.ClusterID, o.wal.MemberID, err = id.ids(); err != nil {
-		return err
+	if err := errors.Join(err, eng.Close()); err != nil {
+		return nil, err
 	}
-	log, err := wal.Create(o.wal, firstIndex, firstTerm)
+	o.wal.ClusterID, o.wal.MemberID = f.clusterID, f.memberID
+	log, err := wal.Create(o.wal, index, term)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := log.Close(); err != nil {
-		return err
+		return nil, err
 	}
 	id.Complete = true
-	return writeIdentity(dir, id)
+	return id, writeIdentity(dir, id)
 }
 
 // removeSegments empties the log's directory but for the lock, which is held.

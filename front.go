@@ -30,11 +30,13 @@ type front struct {
 
 	clients, probes, peers []socket
 
-	api     *api.Server
-	servers []*rpc.Server // of clients, probes and peers, in the order they are stopped
-	conn    *grpc.ClientConn
-	client  *clientv3.Client
-	group   sync.WaitGroup // serving loops; end when the servers stop
+	api         *api.Server
+	service     *service
+	servers     []*rpc.Server // of clients and probes, in the order they are stopped
+	peerServing *rpc.Server
+	conn        *grpc.ClientConn
+	client      *clientv3.Client
+	group       sync.WaitGroup // serving loops; end when the servers stop
 }
 
 // socket is a bound socket, not yet served.
@@ -86,8 +88,7 @@ func listen(ctx context.Context, cfg *Config) (_ *front, err error) {
 // serverTLS loads what sockets are secured with. With auto-tls it makes a
 // certificate in the data directory, which must be this member's by then.
 func (f *front) serverTLS() (*tls.Config, error) {
-	served := endpoints(slices.Concat(f.cfg.ListenClientURLs, f.cfg.ListenClientHTTPURLs, f.cfg.ListenMetricsURLs))
-	return f.cfg.ClientTLS.serverConfig(f.cfg.DataDir, served, f.cfg.Logger)
+	return f.cfg.clientServerTLS()
 }
 
 // unbind closes the sockets that are not served.
@@ -103,19 +104,23 @@ func (f *front) observeSync(d time.Duration) { f.metrics.LogSync.Observe(d.Secon
 // observeCommit notes how long the engine took to commit a batch.
 func (f *front) observeCommit(d time.Duration) { f.metrics.EngineCommit.Observe(d.Seconds()) }
 
-// serve starts to answer.
-func (f *front) serve(n *Node) error {
-	security, err := f.serverTLS()
+// secureWith gives the sockets that need it their TLS.
+func secureWith(security *tls.Config, sockets []socket) {
+	for i := range sockets {
+		if sockets[i].secure {
+			sockets[i].TLS = security
+		}
+	}
+}
+
+// servePeers starts to answer other members. It comes first: without them there
+// is nothing to tell clients.
+func (f *front) servePeers(n *Node) error {
+	security, err := f.cfg.peerServerTLS()
 	if err != nil {
 		return err
 	}
-	for _, sockets := range [][]socket{f.clients, f.probes, f.peers} {
-		for i := range sockets {
-			if sockets[i].secure {
-				sockets[i].TLS = security
-			}
-		}
-	}
+	secureWith(security, f.peers)
 	s := &service{Node: n}
 	f.metrics.Watch(sources(n))
 	f.api = api.New(api.Config{
@@ -131,6 +136,20 @@ func (f *front) serve(n *Node) error {
 		SlowRequest:       f.cfg.WarningUnaryRequestDuration,
 		BcryptCost:        int(f.cfg.BcryptCost),
 	})
+	f.service = s
+	f.start(n, f.peerServer(), peerHandler(s, n.peers.Handler()), f.peers)
+	return nil
+}
+
+// serveClients starts to answer clients.
+func (f *front) serveClients(n *Node) error {
+	security, err := f.serverTLS()
+	if err != nil {
+		return err
+	}
+	secureWith(security, f.clients)
+	secureWith(security, f.probes)
+	s := f.service
 	clients := f.server()
 	f.api.Register(clients)
 	if f.conn, err = clients.Dial(); err != nil {
@@ -157,13 +176,25 @@ func (f *front) serve(n *Node) error {
 	}
 	f.start(n, clients, http, f.clients)
 	f.start(n, f.server(), httpapi.NewMetrics(h), f.probes)
-	f.start(n, f.server(), peerHandler(s, http), f.peers)
 	return nil
 }
 
-// server makes a server with what all have in common.
+// server makes a server for clients.
 func (f *front) server() *rpc.Server {
-	s := rpc.NewServer(rpc.Options{
+	s := f.newServer()
+	f.servers = append(f.servers, s)
+	return s
+}
+
+// peerServer makes the server for other members.
+func (f *front) peerServer() *rpc.Server {
+	f.peerServing = f.newServer()
+	return f.peerServing
+}
+
+// newServer makes a server with what all have in common.
+func (f *front) newServer() *rpc.Server {
+	return rpc.NewServer(rpc.Options{
 		Logger:               f.cfg.Logger,
 		UnaryInterceptor:     f.api.InterceptUnary,
 		StreamInterceptor:    f.api.InterceptStream,
@@ -174,8 +205,6 @@ func (f *front) server() *rpc.Server {
 		KeepaliveInterval:    f.cfg.GRPCKeepAliveInterval,
 		KeepaliveTimeout:     f.cfg.GRPCKeepAliveTimeout,
 	})
-	f.servers = append(f.servers, s)
-	return s
 }
 
 func (f *front) start(n *Node, s *rpc.Server, http http.Handler, sockets []socket) {
@@ -208,19 +237,29 @@ func (f *front) close(ctx context.Context) {
 	if f.conn != nil {
 		f.conn.Close()
 	}
+}
+
+// closePeers stops answering other members. Their streams end with the transport.
+func (f *front) closePeers() {
+	if f.peerServing != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+		f.peerServing.Stop(ctx)
+		cancel()
+	}
 	f.unbind() // what was bound and never served
 	f.group.Wait()
 }
 
-// peerHandler answers what members ask one another over HTTP before anything
-// else: who is there, and what version runs.
-func peerHandler(s *service, client http.Handler) http.Handler {
+// peerHandler answers what members ask one another over HTTP: before anything
+// else, who is there and what version runs.
+func peerHandler(s *service, transport http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/version", client)
+	mux.Handle("/coterie/v1/", transport)
+	mux.Handle("/version", httpapi.NewVersion(Version))
 	mux.HandleFunc("GET /members", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("X-Etcd-Cluster-ID", fmt.Sprintf("%x", s.data.clusterID))
-		if err := json.NewEncoder(w).Encode(s.machine.Members.List()); err != nil {
+		if err := json.NewEncoder(w).Encode(s.machine().Members.List()); err != nil {
 			s.log.Debug("member list not sent", zap.Error(err))
 		}
 	})
@@ -259,20 +298,20 @@ func sources(n *Node) api.Sources {
 		LeaderChanges:    status(func(n *Node) float64 { return float64(n.consensus.Status().LeaderChanges) }),
 		ProposalsPending: status(func(n *Node) float64 { return float64(n.consensus.Status().Pending) }),
 		ProposalsFailed:  status(func(n *Node) float64 { return float64(n.consensus.FailedProposals()) }),
-		Puts:             status(func(n *Node) float64 { return float64(n.machine.KV.Stats().Puts) }),
-		Deletes:          status(func(n *Node) float64 { return float64(n.machine.KV.Stats().Deletes) }),
-		Txns:             status(func(n *Node) float64 { return float64(n.machine.KV.Stats().Txns) }),
-		Ranges:           status(func(n *Node) float64 { return float64(n.machine.KV.Stats().Ranges) }),
-		Keys:             status(func(n *Node) float64 { return float64(n.machine.KV.Stats().Keys) }),
-		CompactedKeys:    status(func(n *Node) float64 { return float64(n.machine.KV.Stats().Compacted) }),
-		WatchStreams:     status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Streams) }),
-		Watchers:         status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Watchers) }),
-		SlowWatchers:     status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Lagging) }),
-		PendingEvents:    status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Pending) }),
-		Events:           status(func(n *Node) float64 { return float64(n.machine.Watch.Stats().Delivered) }),
-		LeasesGranted:    status(func(n *Node) float64 { return float64(n.machine.Stats().LeasesGranted) }),
-		LeasesRevoked:    status(func(n *Node) float64 { return float64(n.machine.Stats().LeasesRevoked) }),
-		SlowApply:        status(func(n *Node) float64 { return float64(n.machine.Stats().SlowApplies) }),
+		Puts:             status(func(n *Node) float64 { return float64(n.machine().KV.Stats().Puts) }),
+		Deletes:          status(func(n *Node) float64 { return float64(n.machine().KV.Stats().Deletes) }),
+		Txns:             status(func(n *Node) float64 { return float64(n.machine().KV.Stats().Txns) }),
+		Ranges:           status(func(n *Node) float64 { return float64(n.machine().KV.Stats().Ranges) }),
+		Keys:             status(func(n *Node) float64 { return float64(n.machine().KV.Stats().Keys) }),
+		CompactedKeys:    status(func(n *Node) float64 { return float64(n.machine().KV.Stats().Compacted) }),
+		WatchStreams:     status(func(n *Node) float64 { return float64(n.machine().Watch.Stats().Streams) }),
+		Watchers:         status(func(n *Node) float64 { return float64(n.machine().Watch.Stats().Watchers) }),
+		SlowWatchers:     status(func(n *Node) float64 { return float64(n.machine().Watch.Stats().Lagging) }),
+		PendingEvents:    status(func(n *Node) float64 { return float64(n.machine().Watch.Stats().Pending) }),
+		Events:           status(func(n *Node) float64 { return float64(n.machine().Watch.Stats().Delivered) }),
+		LeasesGranted:    status(func(n *Node) float64 { return float64(n.machine().Stats().LeasesGranted) }),
+		LeasesRevoked:    status(func(n *Node) float64 { return float64(n.machine().Stats().LeasesRevoked) }),
+		SlowApply:        status(func(n *Node) float64 { return float64(n.machine().Stats().SlowApplies) }),
 		LogWrittenBytes:  status(func(n *Node) float64 { return float64(n.data.log.Written()) }),
 		LeasesRenewed:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Renewed) }),
 		LeasesExpired:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Expired) }),

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"github.com/coteriedb/coterie/machine/auth"
 	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/machine/watch"
+	"github.com/coteriedb/coterie/peer"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
 )
@@ -35,7 +35,9 @@ type Node struct {
 	log  *zap.Logger
 	data *dataDir
 
-	machine   *machine.Machine
+	replica   *replica
+	events    *events
+	peers     *peer.Transport
 	consensus *consensus.Node
 	lessor    *lessor.Lessor
 	compactor *compactor.Compactor
@@ -71,20 +73,29 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if n.front, err = listen(ctx, &n.cfg); err != nil {
 		return nil, err
 	}
-	if err := n.openState(); err != nil {
+	if err := n.openState(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.startPeers(); err != nil {
 		return nil, err
 	}
 	if err := n.startConsensus(); err != nil {
 		return nil, err
 	}
+	if err := n.front.servePeers(n); err != nil {
+		return nil, err
+	}
 	if err := n.becomeReady(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.front.serve(n); err != nil {
+	if err := n.front.serveClients(n); err != nil {
 		return nil, err
 	}
 	return n, nil
 }
+
+// machine returns the machine of the moment.
+func (n *Node) machine() *machine.Machine { return n.replica.current.Load().Machine }
 
 // failures passes failures on to who can stop the member, once there is one.
 type failures struct {
@@ -117,17 +128,42 @@ func (f *failures) handTo(to func(error)) {
 }
 
 // openState opens the data directory and loads the machine.
-func (n *Node) openState() (err error) {
-	n.data, err = openDataDir(&n.cfg, storageOptions{
+func (n *Node) openState(ctx context.Context) (err error) {
+	storage := storageOptions{
 		logger: n.log,
 		wal:    wal.Options{Logger: n.log, NoSync: n.cfg.UnsafeNoFsync, OnSync: n.front.observeSync},
 		engine: engine.Options{Logger: n.log, OnFatal: n.failures.report},
-	})
+	}
+	n.data, err = openDataDir(&n.cfg, storage, func() (*founding, error) { return n.cfg.plan(ctx) })
 	if err != nil {
 		return err
 	}
-	n.machine, err = machine.Open(machine.Options{
-		Engine: n.data.engine,
+	n.replica = &replica{
+		data: n.data, log: n.log, options: storage.engine, open: n.openMachine,
+		switched: n.stateReplaced, changed: n.membersChanged,
+	}
+	m, err := n.openMachine(n.data.engine)
+	if err != nil {
+		return errors.Join(err, n.data.engine.Close())
+	}
+	n.replica.begin(&generation{Machine: m, engine: n.data.engine, dir: n.data.id.Engine})
+	// All has been read and fits together. Up to here nothing was changed.
+	if err := consensus.CheckLog(n.data.log, m.Applied()); err != nil {
+		return err
+	}
+	if err := n.data.makeWritable(); err != nil {
+		return err
+	}
+	if n.cfg.ForceNewCluster {
+		return consensus.ForceAlone(n.data.log, m.Applied(), n.data.memberID, m.Members.List())
+	}
+	return nil
+}
+
+// openMachine loads the machine that an engine holds.
+func (n *Node) openMachine(eng *engine.Engine) (*machine.Machine, error) {
+	m, err := machine.Open(machine.Options{
+		Engine: eng,
 		KV: mvcc.Options{
 			Logger:               n.log,
 			CompactionBatchLimit: n.cfg.CompactionBatchLimit,
@@ -145,34 +181,35 @@ func (n *Node) openState() (err error) {
 		Logger:    n.log,
 	})
 	if err != nil {
-		return engineAdvice(fmt.Errorf("load the state in %s: %w", filepath.Join(n.cfg.DataDir, engineDir), err))
+		return nil, engineAdvice(fmt.Errorf("load the state in %s: %w", n.cfg.DataDir, err))
 	}
-	// All has been read and fits together. Up to here nothing was changed.
-	if err := consensus.CheckLog(n.data.log, n.machine.Applied()); err != nil {
-		return err
-	}
-	return n.data.makeWritable(&n.cfg)
+	return m, nil
 }
 
 func (n *Node) startConsensus() (err error) {
-	n.consensus, err = consensus.Start(consensus.Config{
-		ID:             n.data.memberID,
-		Log:            n.data.log,
-		Machine:        n.machine,
-		Voters:         n.machine.Members.Voters(),
-		Tick:           n.cfg.HeartbeatInterval,
-		ElectionTicks:  int(n.cfg.ElectionTimeout / n.cfg.HeartbeatInterval),
-		PreVote:        n.cfg.PreVote,
-		RequestTimeout: requestTimeout(&n.cfg),
-		FlushEntries:   n.cfg.SnapshotCount,
-		KeepEntries:    n.cfg.SnapshotCatchUpEntries,
-		Logger:         n.log,
-	})
-	if err != nil {
+	n.lessor = lessor.New(n.machine().Leases, lessor.Options{Logger: n.log, Extend: n.cfg.ElectionTimeout})
+	cfg := consensus.Config{
+		ID:              n.data.memberID,
+		Log:             n.data.log,
+		Machine:         n.replica,
+		Peers:           n.peers,
+		Tick:            n.cfg.HeartbeatInterval,
+		ElectionTicks:   int(n.cfg.ElectionTimeout / n.cfg.HeartbeatInterval),
+		PreVote:         n.cfg.PreVote,
+		AdvanceElection: n.cfg.InitialElectionTickAdvance,
+		RequestTimeout:  requestTimeout(&n.cfg),
+		FlushEntries:    n.cfg.SnapshotCount,
+		KeepEntries:     n.cfg.SnapshotCatchUpEntries,
+		Logger:          n.log,
+	}
+	if m := n.machine(); m.Applied() > 0 { // else this member has yet to be sent a state
+		cfg.Voters, cfg.Learners = m.Members.Voters(), m.Members.Learners()
+	}
+	if n.consensus, err = consensus.Start(cfg); err != nil {
 		return err
 	}
+	n.events.to.Store(n.consensus)
 	n.failures.handTo(n.consensus.Fail)
-	n.lessor = lessor.New(n.machine.Leases, leaseProposer{n}, lessor.Options{Logger: n.log, Extend: n.cfg.ElectionTimeout})
 	policy, err := compactor.ParsePolicy(n.cfg.AutoCompactionMode, n.cfg.AutoCompactionRetention)
 	if err != nil {
 		return err
@@ -187,23 +224,62 @@ func (n *Node) startConsensus() (err error) {
 // requestTimeout is etcd's: time for a request and for two elections.
 func requestTimeout(cfg *Config) time.Duration { return 5*time.Second + 2*cfg.ElectionTimeout }
 
-// becomeReady waits until this member can serve: a leader is known and what
-// was acknowledged before is applied.
+// patience is how long a start waits for a leader before clients are served
+// without one, as far as that goes; etcd waits as long.
+const patience = 5 * time.Second
+
+// becomeReady waits until this member can serve: a leader is known, what was
+// acknowledged before is applied, and the cluster knows this member's name. When
+// that takes long, it goes on in the background.
 func (n *Node) becomeReady(ctx context.Context) error {
+	ready := make(chan error, 1)
+	n.group.Go(func() { ready <- n.introduce(n.ctx) }) // ended by Close
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	select {
+	case err := <-ready:
+		if err != nil {
+			return errors.Join(fmt.Errorf("wait for a leader: %w", err), n.Err())
+		}
+	case <-late.C:
+		if n.machine().Applied() == 0 {
+			n.log.Warn("this member has not been sent a state yet: waiting for the cluster")
+			return n.await(ctx, ready)
+		}
+		n.log.Warn("no leader is known yet: serving what can be served without one")
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a leader: %w", ctx.Err())
+	}
+	return nil
+}
+
+// await waits for a member that has nothing to serve.
+func (n *Node) await(ctx context.Context, ready <-chan error) error {
+	select {
+	case err := <-ready:
+		return errors.Join(err, n.Err())
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a state from the cluster: %w", ctx.Err())
+	}
+}
+
+// introduce catches up with the cluster and makes this member known to it. It
+// ends when it has, when ctx ends, or when consensus stops.
+func (n *Node) introduce(ctx context.Context) error {
 	for {
 		err := n.readIndex(ctx)
 		if err == nil {
-			return n.publishAttributes(ctx)
+			err = n.publishAttributes(ctx)
 		}
 		if !errors.Is(err, consensus.ErrTimeout) || ctx.Err() != nil {
-			return errors.Join(fmt.Errorf("wait for a leader: %w", err), n.Err())
+			return err
 		}
 	}
 }
 
 // publishAttributes lets the cluster know this member's name and client URLs.
 func (n *Node) publishAttributes(ctx context.Context) error {
-	m, _ := n.machine.Members.Get(n.data.memberID)
+	m, _ := n.machine().Members.Get(n.data.memberID)
 	if m.Name == n.cfg.Name && slices.Equal(m.ClientURLs, n.cfg.AdvertiseClientURLs) {
 		return nil
 	}
@@ -227,7 +303,8 @@ func (n *Node) lead() {
 		case <-again:
 		}
 		again = nil
-		leading := n.consensus.Status().IsLeader
+		st := n.consensus.Status()
+		leading := st.IsLeader
 		if leading && n.readIndex(n.ctx) != nil {
 			// A disk that is slow for a while does not move the leader, so nothing else would make it try again.
 			again = time.After(n.cfg.ElectionTimeout)
@@ -235,7 +312,7 @@ func (n *Node) lead() {
 		}
 		// The table now has every lease that earlier leaders granted.
 		if leading {
-			n.lessor.Promote()
+			n.lessor.Promote(leaseProposer{n, st.Term})
 		} else {
 			n.lessor.Demote()
 		}
@@ -270,16 +347,21 @@ func (n *Node) Err() error {
 // The order follows the way of a request, from the outside in, so that each
 // part still has what it needs while it ends:
 //
-//  1. the front: streams are told to go elsewhere, new connections refused,
+//  1. leadership is passed on, so that nobody has to wait for an election;
+//  2. the front: streams are told to go elsewhere, new connections refused,
 //     requests in flight finished, for which consensus must still work;
-//  2. lease clock and compactor, which propose;
-//  3. consensus: nothing is acknowledged after it;
-//  4. the machine, which consensus fed;
-//  5. the engine, flushed first so that the next start replays nothing, and
-//     the log, from which it would replay if the flush failed;
-//  6. the locks on the directories.
+//  3. lease clock and compactor, which propose;
+//  4. consensus: nothing is acknowledged after it;
+//  5. the transport to the other members, which consensus fed;
+//  6. the machine, which it fed too, and the engine, flushed first so that the
+//     next start replays nothing;
+//  7. the log, from which it would replay if the flush failed, and the locks on
+//     the directories.
 func (n *Node) Close() error {
 	n.closeOnce.Do(func() {
+		if n.consensus != nil {
+			n.consensus.Retire(context.Background())
+		}
 		if n.front != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 			n.front.close(ctx)
@@ -293,12 +375,15 @@ func (n *Node) Close() error {
 		if n.consensus != nil {
 			n.consensus.Close()
 		}
+		if n.peers != nil {
+			n.peers.Close()
+		}
+		if n.front != nil {
+			n.front.closePeers()
+		}
 		var errs []error
-		if n.machine != nil {
-			n.machine.Close()
-			if n.consensus != nil && n.Err() == nil {
-				errs = append(errs, n.data.engine.Flush())
-			}
+		if n.replica != nil {
+			errs = append(errs, n.replica.close(n.consensus != nil && n.Err() == nil))
 		}
 		if n.data != nil {
 			errs = append(errs, n.data.close())
@@ -337,22 +422,10 @@ func (n *Node) readIndex(ctx context.Context) error {
 	}
 }
 
-// leaseProposer is what the lessor proposes through.
-type leaseProposer struct{ n *Node }
-
-// Propose implements lessor.Proposer. It refuses where this member does not
-// lead: another leader may have renewed the lease meanwhile.
-func (p leaseProposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
-	if !p.n.consensus.Status().IsLeader {
-		return consensus.ErrNoLeader
-	}
-	return p.n.Propose(ctx, r).Err
-}
-
 // compactionStore is what the compactor works on.
 type compactionStore struct{ n *Node }
 
-func (s compactionStore) Revision() int64 { return s.n.machine.KV.Revision() }
+func (s compactionStore) Revision() int64 { return s.n.machine().KV.Revision() }
 
 func (s compactionStore) Compact(ctx context.Context, revision int64) error {
 	return s.n.Propose(ctx, &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: revision}}).Err

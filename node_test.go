@@ -205,6 +205,7 @@ func (m *idle) Applied() uint64               { return m.applied.Load() }
 func (m *idle) DurableIndex() (uint64, error) { return 0, nil }
 func (m *idle) Flushed() <-chan struct{}      { return nil }
 func (m *idle) StartFlush() error             { return nil }
+func (m *idle) Install(_, _ uint64) error     { return errors.New("nobody sends a snapshot") }
 
 // A leader whose disk hangs at first leads in full as soon as it can.
 func TestLeaderOnASlowDiskLeadsLater(t *testing.T) {
@@ -228,7 +229,7 @@ func TestLeaderOnASlowDiskLeadsLater(t *testing.T) {
 	m.applied.Store(firstIndex)
 	n := &Node{cfg: Config{ElectionTimeout: 10 * time.Millisecond}}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	n.lessor = lessor.New(leases, leaseProposer{n}, lessor.Options{})
+	n.lessor = lessor.New(leases, lessor.Options{})
 	n.compactor = compactor.New(compactor.Policy{}, compactionStore{n}, compactor.Options{})
 	n.consensus, err = consensus.Start(consensus.Config{
 		ID: 5, Log: log, Machine: m, Voters: []uint64{5}, Tick: time.Millisecond, ElectionTicks: 10,
@@ -429,7 +430,9 @@ func TestInterruptedFirstStart(t *testing.T) {
 		cfg := testConfig(t)
 		resolved := cfg.resolved()
 		must(t, os.MkdirAll(filepath.Join(cfg.DataDir, walDir), 0o700))
-		id, err := bootstrap(&resolved, storageOptions{
+		f, err := resolved.plan(ctx)
+		must(t, err)
+		id, err := makeDataDir(cfg.DataDir, f, storageOptions{
 			logger: zap.NewNop(),
 			wal:    wal.Options{Dir: filepath.Join(cfg.DataDir, walDir)},
 			engine: engine.Options{Dir: filepath.Join(cfg.DataDir, engineDir)},

@@ -59,9 +59,14 @@ var known = []struct{ err, status error }{
 	{consensus.ErrTimeout, rpctypes.ErrGRPCTimeout},
 	{consensus.ErrStopped, rpctypes.ErrGRPCStopped},
 	{consensus.ErrNoLeader, rpctypes.ErrGRPCNoLeader},
+	{consensus.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
 	// etcd sends this one with the code Unknown; its clients know it by the text.
 	{consensus.ErrTooManyRequests, status.Error(codes.Unknown, rpctypes.ErrTooManyRequests.Error())},
 }
+
+// StatusError turns the error of a layer below into the one that clients get, for a member that
+// answers another member's client.
+func StatusError(err error) error { return statusError(err) }
 
 // statusError turns any error into the one that the client gets. It is the only place that
 // does. An error that has been wrapped on its way is answered like the bare one.

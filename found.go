@@ -1,0 +1,142 @@
+package coterie
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/peer"
+)
+
+const (
+	// askTimeout is how long a member that founds a cluster waits for the others
+	// to say whether they know it already.
+	askTimeout = time.Second
+	// joinTimeout is how long a member that joins waits for one of the others.
+	joinTimeout = 10 * time.Second
+)
+
+// founding is what the data directory of a member is made of.
+type founding struct {
+	clusterID, memberID uint64
+	members             []machine.Member
+	joins               bool // the others have the state, and send it
+}
+
+// plan says what this member is made of, from its configuration and from what
+// the cluster says that it joins.
+func (c *Config) plan(ctx context.Context) (*founding, error) {
+	if err := c.resolveCluster(ctx); err != nil {
+		return nil, err
+	}
+	configured, err := parseCluster(c.InitialCluster)
+	if err != nil {
+		return nil, err
+	}
+	if c.InitialClusterState == ClusterStateExisting {
+		return c.join(ctx, configured)
+	}
+	f := newFounding(c.Name, configured, c.InitialClusterToken)
+	return f, c.refuseRefounding(ctx, f, configured)
+}
+
+// newFounding makes a new cluster of the members in a configuration.
+func newFounding(name string, configured map[string][]string, token string) *founding {
+	f := &founding{}
+	for n, urls := range configured {
+		m := machine.Member{ID: memberID(urls, token), PeerURLs: urls}
+		if n == name {
+			f.memberID = m.ID
+		}
+		f.members = append(f.members, m)
+	}
+	machine.SortMembers(f.members)
+	f.clusterID = clusterID(f.members)
+	return f
+}
+
+// refuseRefounding refuses to make a member anew that the cluster already has:
+// it would have forgotten what it has acknowledged and voted for.
+func (c *Config) refuseRefounding(ctx context.Context, f *founding, configured map[string][]string) error {
+	others := othersURLs(c.Name, configured)
+	if len(others) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	id, members, err := peer.Fetch(ctx, others, c.peerDialTLS)
+	if err != nil || id != f.clusterID {
+		return nil // nobody is there yet, or not of this cluster, which the members will tell each other
+	}
+	i := slices.IndexFunc(members, func(m peer.FetchedMember) bool { return m.ID == f.memberID })
+	if i >= 0 && len(members[i].ClientURLs) == 0 {
+		return nil
+	}
+	if i < 0 {
+		return fmt.Errorf("member %x has been removed from the cluster: add it again, and start it with --initial-cluster-state=%s", f.memberID, ClusterStateExisting)
+	}
+	return fmt.Errorf("member %x has already been bootstrapped, but its data directory %s is empty: bring the data back, "+
+		"or remove the member, add it again and start it with --initial-cluster-state=%s", f.memberID, c.DataDir, ClusterStateExisting)
+}
+
+// join asks a running cluster for its members, of which this must be one, with
+// the URLs that the configuration lists.
+func (c *Config) join(ctx context.Context, configured map[string][]string) (*founding, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	id, existing, err := peer.Fetch(ctx, othersURLs(c.Name, configured), c.peerDialTLS)
+	if err != nil {
+		return nil, fmt.Errorf("cannot fetch cluster info from peer urls: %w", err)
+	}
+	if len(existing) != len(configured) {
+		return nil, fmt.Errorf("error validating peerURLs: member count is unequal: the cluster %x has %d members, --initial-cluster lists %d: "+
+			"list them all, this one too, which must have been added to the cluster before", id, len(existing), len(configured))
+	}
+	f := &founding{clusterID: id, joins: true}
+	for name, urls := range configured {
+		i := slices.IndexFunc(existing, func(m peer.FetchedMember) bool { return sameSet(m.PeerURLs, urls) })
+		if i < 0 {
+			return nil, fmt.Errorf("error validating peerURLs: unmatched member while checking PeerURLs: "+
+				"no member of the cluster %x has the peer URLs %s of %s", id, strings.Join(urls, ","), name)
+		}
+		if name == c.Name {
+			f.memberID = existing[i].ID
+		}
+	}
+	for _, m := range existing {
+		f.members = append(f.members, machine.Member{ID: m.ID, PeerURLs: m.PeerURLs, IsLearner: m.IsLearner, Name: m.Name, ClientURLs: m.ClientURLs})
+	}
+	machine.SortMembers(f.members)
+	return f, nil
+}
+
+// othersURLs returns the peer URLs of the configured members but one.
+func othersURLs(name string, configured map[string][]string) (urls []string) {
+	for n, us := range configured {
+		if n != name {
+			urls = append(urls, us...)
+		}
+	}
+	slices.Sort(urls)
+	return urls
+}
+
+// sameSet compares URLs without regard to their order.
+func sameSet(a, b []string) bool {
+	return slices.Equal(normalURLs(a), normalURLs(b))
+}
+
+func normalURLs(raw []string) (urls []string) {
+	for _, r := range raw {
+		if u, err := url.Parse(r); err == nil {
+			r = u.String()
+		}
+		urls = append(urls, r)
+	}
+	slices.Sort(urls)
+	return slices.Compact(urls)
+}

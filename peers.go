@@ -1,0 +1,151 @@
+package coterie
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/peer"
+)
+
+// ErrRemoved says that this member has been removed from its cluster. Its data
+// directory is of no further use.
+var ErrRemoved = errors.New("coterie: this member has been permanently removed from its cluster: " +
+	"to run it again, add it as a new member and start it with an empty data directory")
+
+// removalDelay is how long a removed member goes on, so that who asked for the
+// removal hears of it, and the others of what it has sent.
+const removalDelay = time.Second
+
+// events passes what the transport hears on to consensus. Until consensus
+// runs, it is dropped: raft sends again.
+type events struct {
+	n  *Node
+	to atomic.Pointer[consensus.Node]
+}
+
+var _ peer.Handler = (*events)(nil)
+
+// Receive implements peer.Handler.
+func (e *events) Receive(m *pb.Message) {
+	if c := e.to.Load(); c != nil {
+		c.Receive(m)
+	}
+}
+
+// Unreachable implements peer.Handler.
+func (e *events) Unreachable(id uint64) {
+	if c := e.to.Load(); c != nil {
+		c.Unreachable(id)
+	}
+}
+
+// Refused implements peer.Handler.
+func (e *events) Refused(id uint64) {
+	if c := e.to.Load(); c != nil {
+		c.Gone(id)
+	}
+}
+
+// SnapshotSent implements peer.Handler.
+func (e *events) SnapshotSent(id uint64, ok bool) {
+	if c := e.to.Load(); c != nil {
+		c.SnapshotSent(id, ok)
+	}
+}
+
+// Removed implements peer.Handler.
+func (e *events) Removed() {
+	if c := e.to.Load(); c != nil {
+		c.Fail(ErrRemoved)
+	}
+}
+
+// startPeers makes the transport to the other members.
+func (n *Node) startPeers() (err error) {
+	n.events = &events{n: n}
+	n.peers, err = peer.New(peer.Config{
+		ClusterID:    n.data.clusterID,
+		MemberID:     n.data.memberID,
+		PeerURLs:     n.cfg.InitialAdvertisePeerURLs,
+		Handler:      n.events,
+		Snapshots:    snapshots{n},
+		DialTLS:      n.cfg.peerDialTLS,
+		ReadTimeout:  n.cfg.RaftReadTimeout,
+		WriteTimeout: n.cfg.RaftWriteTimeout,
+		SnapshotRate: n.cfg.SnapshotSendRate,
+		Version:      Version,
+		Logger:       n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.handleCalls()
+	n.updatePeers()
+	return nil
+}
+
+// updatePeers tells the transport who the members are.
+func (n *Node) updatePeers() {
+	members := n.machine().Members
+	var list []peer.Member
+	for _, m := range members.List() {
+		list = append(list, peer.Member{ID: m.ID, PeerURLs: m.PeerURLs})
+	}
+	n.peers.Update(list, func(id uint64) bool { return n.machine().Members.Removed(id) })
+}
+
+// membersChanged follows changes of the membership. It is called by the
+// goroutine that applies.
+func (n *Node) membersChanged(changes []machine.Change) {
+	n.updatePeers()
+	for _, c := range changes {
+		n.log.Info("membership changed", zap.String("kind", string(c.Kind)), zap.String("member", fmt.Sprintf("%x", c.Member.ID)),
+			zap.Strings("peer-urls", c.Member.PeerURLs), zap.Bool("learner", c.Member.IsLearner))
+	}
+	if n.machine().Members.Removed(n.data.memberID) {
+		time.AfterFunc(removalDelay, func() { n.consensus.Fail(ErrRemoved) }) // harmless after Close
+	}
+}
+
+// stateReplaced follows a snapshot that has been installed. It is called by the
+// goroutine that applies.
+func (n *Node) stateReplaced(g *generation) {
+	n.lessor.Reset(g.Leases)
+	n.updatePeers()
+}
+
+// connectedSince counts the members of a list that this one has been connected
+// with since then, itself included.
+func (n *Node) connectedSince(list []machine.Member, then time.Time) (count int) {
+	for _, m := range list {
+		if m.ID == n.data.memberID {
+			count++
+		} else if t := n.peers.ActiveSince(m.ID); !t.IsZero() && t.Before(then) {
+			count++
+		}
+	}
+	return count
+}
+
+// callLeader asks the leader something, here or elsewhere.
+func (n *Node) callLeader(ctx context.Context, method string, in []byte) ([]byte, error) {
+	leader := n.consensus.Status().Leader
+	if leader == 0 {
+		return nil, consensus.ErrNoLeader
+	}
+	return n.peers.Call(ctx, leader, method, in)
+}
+
+// voters returns the members of a list that vote.
+func voters(list []machine.Member) []machine.Member {
+	return slices.DeleteFunc(slices.Clone(list), func(m machine.Member) bool { return m.IsLearner })
+}
