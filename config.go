@@ -727,11 +727,7 @@ func (c *Config) resolved() Config {
 		r.DataDir = r.Name + ".coterie"
 	}
 	if r.InitialCluster == "" && r.DiscoverySRV == "" && len(r.Discovery.Endpoints) == 0 {
-		parts := make([]string, 0, len(r.InitialAdvertisePeerURLs))
-		for _, u := range r.InitialAdvertisePeerURLs {
-			parts = append(parts, r.Name+"="+u)
-		}
-		r.InitialCluster = strings.Join(parts, ",")
+		r.InitialCluster = listing(r.Name, r.InitialAdvertisePeerURLs)
 	}
 	orDefault(&r.QuotaBackendBytes, defaultQuotaBytes)
 	orDefault(&r.SnapshotCount, defaultSnapshotCount)
