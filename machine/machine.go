@@ -163,8 +163,14 @@ func Open(o Options) (*Machine, error) {
 	return m, nil
 }
 
-// Close stops the goroutines of the parts. Apply must have ended. The engine
-// stays open.
+// Close ends the machine, as it is at the end of a member and when a snapshot
+// takes its place. Apply must have ended. Streams of watchers end with
+// watch.ErrClosed; readers of the key space are waited for, and later ones get
+// mvcc.ErrClosed. Leases, alarms, members and users stay readable as they are.
+//
+// The engine stays open: before it is closed, every other method that uses it
+// must have returned (Export, Checkpoint, DurableIndex, StartFlush), and what
+// Contents has returned must be closed.
 func (m *Machine) Close() {
 	m.Watch.Close() // reads history from KV
 	m.KV.Close()
