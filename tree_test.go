@@ -61,7 +61,7 @@ var mayImport = map[string][]string{
 	"api/httpapi": {"api", "rpc"},
 
 	// All wiring. Nothing below imports it.
-	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "rpc", "storage/*"},
+	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "rpc", "storage/*"},
 
 	// Programs. The load generator talks to any server that speaks etcd's API, so it knows none.
 	"bench":         {},

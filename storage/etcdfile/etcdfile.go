@@ -60,8 +60,12 @@ type Contents struct {
 	Roles                                   []*authpb.Role
 	// Revisions calls fn for all retained changes in the order of their
 	// revisions.
-	Revisions func(fn func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error
+	Revisions func(fn RevisionFunc) error
 }
+
+// RevisionFunc is called with one change of a key. The pair of a tombstone has
+// the key alone.
+type RevisionFunc = func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error
 
 // Names of etcd's buckets and of the fields in them.
 var (

@@ -157,9 +157,7 @@ func (f *File) Contents(ctx context.Context) (*Contents, error) {
 	}
 	slices.SortFunc(c.Members, func(x, y Member) int { return compareIDs(x.ID, y.ID) })
 	slices.SortFunc(c.RemovedMembers, compareIDs)
-	c.Revisions = func(fn func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
-		return f.revisions(ctx, fn)
-	}
+	c.Revisions = func(fn RevisionFunc) error { return f.revisions(ctx, fn) }
 	return c, nil
 }
 
@@ -173,7 +171,7 @@ func compareIDs(x, y uint64) int {
 	return 0
 }
 
-func (f *File) revisions(ctx context.Context, fn func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
+func (f *File) revisions(ctx context.Context, fn RevisionFunc) error {
 	f.done = 0
 	return f.tree.eachIn(bucketKey, func(key, value []byte) error {
 		if err := ctx.Err(); err != nil {
