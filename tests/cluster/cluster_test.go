@@ -156,6 +156,7 @@ func faultRound(t *testing.T, seed uint64, members int) {
 	c := startCluster(ctx, t, members, n)
 	traffic, err := StartTraffic(ctx, c, TrafficConfig{
 		Seed: seed, Keys: 8, Pace: time.Duration(members) * 8 * time.Millisecond, Timeout: election, Value: 200,
+		Apart: target.Kind(*kind) == target.KindEtcd,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -25,6 +25,10 @@ type TrafficConfig struct {
 	Pace    time.Duration // between two requests of one client
 	Timeout time.Duration // of a request; after it, its outcome is not known
 	Value   int           // bytes added to values
+
+	// Apart gives watches that begin in the past another stream than those for which bookmarks are asked. Etcd can give
+	// a watch that has just begun a bookmark that was asked for before, on the same stream, and that is not true for it.
+	Apart bool
 }
 
 // Traffic is clients that use a cluster and note what they are told. Each member has one client that writes, one that reads

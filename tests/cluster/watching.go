@@ -65,6 +65,9 @@ func (t *Traffic) lookBack() {
 		}
 		ctx, cancel := context.WithTimeout(t.ctx, 300*time.Millisecond)
 		defer cancel()
+		if t.cfg.Apart {
+			ctx = clientv3.WithRequireLeader(ctx) // streams are told apart by what is required of them
+		}
 		t.attemptAnywhere(ctx, r, &w, 1+r.Int64N(last))
 		t.mu.Lock()
 		defer t.mu.Unlock()
