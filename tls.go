@@ -45,9 +45,13 @@ func (c *Config) clientServerTLS() (*tls.Config, error) {
 // peerServerTLS loads what listeners for members are secured with. It returns nil if no certificate is configured, in
 // which case Validate has made sure that no URL asks for TLS.
 func (c *Config) peerServerTLS() (*tls.Config, error) {
-	info, err := c.peerInfo()
-	if err != nil {
-		return nil, err
+	info := c.peerInfo()
+	if info.Empty() && c.PeerTLS.Auto {
+		made, err := c.makeCert("peer", c.ListenPeerURLs)
+		if err != nil {
+			return nil, fmt.Errorf("make a certificate (peer-auto-tls): %w", err)
+		}
+		info.CertFile, info.KeyFile = made.CertFile, made.KeyFile
 	}
 	var check func(context.Context, *x509.Certificate, net.Addr) error
 	if !c.PeerTLS.SkipClientSANVerification {
@@ -57,12 +61,11 @@ func (c *Config) peerServerTLS() (*tls.Config, error) {
 }
 
 // peerDialTLS loads what a connection to a member is secured with, if the member's URL asks for TLS. It is called for
-// every connection.
+// every connection. With Auto nobody vouches for the others' certificates, so they are not verified, and this member
+// needs none to dial, for it would not be asked for it.
 func (c *Config) peerDialTLS() (*tls.Config, error) {
-	info, err := c.peerInfo()
-	if err != nil {
-		return nil, err
-	}
+	info := c.peerInfo()
+	info.InsecureSkipVerify = info.Empty() && c.PeerTLS.Auto
 	// The records' domain is what certificates are for, unless an authority vouches for each host.
 	if info.TrustedCAFile == "" {
 		info.ServerName = c.DiscoverySRV
@@ -74,21 +77,13 @@ func (c *Config) peerDialTLS() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peer TLS: %w", err)
 	}
+	config.MinVersion, config.MaxVersion, config.CipherSuites = info.MinVersion, info.MaxVersion, info.CipherSuites
 	info.ConfigureCRLVerification(config)
 	return config, nil
 }
 
-// peerInfo returns the certificates between members. Those that Auto makes are not verified: nobody vouches for them.
-func (c *Config) peerInfo() (transport.TLSInfo, error) {
+func (c *Config) peerInfo() transport.TLSInfo {
 	t := &c.PeerTLS
-	if t.CertFile == "" && t.Auto {
-		made, err := c.makeCert("peer", c.ListenPeerURLs)
-		if err != nil {
-			return made, fmt.Errorf("make a certificate (peer-auto-tls): %w", err)
-		}
-		made.Logger = nil
-		return made, nil
-	}
 	return transport.TLSInfo{
 		CertFile:         t.CertFile,
 		KeyFile:          t.KeyFile,
@@ -99,7 +94,7 @@ func (c *Config) peerInfo() (transport.TLSInfo, error) {
 		CRLFile:          t.CRLFile,
 		AllowedCNs:       t.AllowedCNs,
 		AllowedHostnames: t.AllowedHostnames,
-	}, nil
+	}
 }
 
 // makeCert makes a certificate in the data directory for the hosts of the URLs, if there is none yet.
