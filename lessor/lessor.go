@@ -203,34 +203,47 @@ func (l *Lessor) Close() {
 // in seconds. An expired lease that is not yet revoked cannot be saved: Renew
 // waits for its end and returns lease.ErrNotFound.
 func (l *Lessor) Renew(ctx context.Context, id int64) (ttl int64, err error) {
+	ttl, expired, err := l.tryRenew(ctx, id)
+	if expired == nil {
+		return ttl, err
+	}
+	select {
+	case <-expired.gone:
+		return 0, lease.ErrNotFound
+	case <-expired.reign:
+		return 0, ErrNotPrimary
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// expired is a lease that is about to be revoked. The channels are closed when
+// it is gone, and when the reign ends.
+type expired struct{ gone, reign <-chan struct{} }
+
+// tryRenew is Renew, but does not wait for an expired lease.
+func (l *Lessor) tryRenew(ctx context.Context, id int64) (ttl int64, _ *expired, _ error) {
 	l.mu.Lock()
 	r := l.reign
 	if r == nil {
 		l.mu.Unlock()
-		return 0, ErrNotPrimary
+		return 0, nil, ErrNotPrimary
 	}
 	r.sync()
 	t := r.terms[id]
 	if t == nil {
 		l.mu.Unlock()
-		return 0, lease.ErrNotFound
+		return 0, nil, lease.ErrNotFound
 	}
 	if t.deadline <= r.now() {
-		gone := t.whenGone()
-		l.mu.Unlock()
-		select {
-		case <-gone:
-			return 0, lease.ErrNotFound
-		case <-r.ended:
-			return 0, ErrNotPrimary
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
+		defer l.mu.Unlock()
+		return 0, &expired{gone: t.whenGone(), reign: r.ended}, nil
 	}
 	r.renew(t)
 	granted, marked, recording := t.Lease, t.marked(), t.recording
 	l.mu.Unlock()
 
+	var err error
 	// Either way the owner hears of it only if no later term can have begun
 	// without knowing of it, or with less than all of its time from then on.
 	if marked || recording != nil {
@@ -241,10 +254,10 @@ func (l *Lessor) Renew(ctx context.Context, id int64) (ttl int64, err error) {
 		err = r.proposer.Confirm(ctx)
 	}
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	l.renewed.Add(1)
-	return granted.TTL, nil
+	return granted.TTL, nil, nil
 }
 
 // clearCheckpoint makes the full time to live of a renewed lease known to
