@@ -92,6 +92,12 @@ func TestRemovedMembersDoNotComeBack(t *testing.T) {
 	if _, ok := h.Members.Get(6); ok || !h.Members.Removed(6) || h.Members.Removed(5) {
 		t.Fatalf("members %v, 6 removed: %v", h.Members.List(), h.Members.Removed(6))
 	}
+	c, closer, err := h.Contents(t.Context())
+	must(t, err)
+	must(t, closer.Close())
+	if !slices.Equal(c.RemovedMembers, []uint64{6}) || len(c.Members) != 1 {
+		t.Errorf("exported are members %v, removed %v", c.Members, c.RemovedMembers)
+	}
 	// Its alarm stays until someone has seen to it, as in etcd.
 	if !h.Alarms.On(pb.AlarmType_NOSPACE) {
 		t.Error("the alarm went with its member")
