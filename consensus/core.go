@@ -547,8 +547,12 @@ func (c *core) snapshot() (*pb.Snapshot, error) {
 	return &pb.Snapshot{Metadata: &pb.SnapshotMetadata{Index: new(c.applied), Term: &term, ConfState: c.conf}}, nil
 }
 
-// raftLogger passes raft's lines to zap.
+// raftLogger passes raft's lines to zap. What raft holds for information is for
+// debugging: with asynchronous writes it says something about each of them.
 type raftLogger struct{ *zap.SugaredLogger }
+
+func (l raftLogger) Info(v ...any)                 { l.Debug(v...) }
+func (l raftLogger) Infof(format string, v ...any) { l.Debugf(format, v...) }
 
 func (l raftLogger) Warning(v ...any)                 { l.Warn(v...) }
 func (l raftLogger) Warningf(format string, v ...any) { l.Warnf(format, v...) }

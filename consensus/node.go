@@ -133,6 +133,16 @@ type Status struct {
 	Pending          int    // proposals waiting or in flight
 }
 
+func (s *Status) describe() string {
+	switch {
+	case s.IsLeader:
+		return "this member leads"
+	case s.Leader == raft.None:
+		return "no leader is known"
+	}
+	return "another member leads"
+}
+
 // Node is a running member.
 type Node struct {
 	cfg  Config
@@ -599,6 +609,7 @@ func (n *Node) publishStatus() {
 		s.LeaderChanges++
 	}
 	if s.Leader != old.Leader || s.Term != old.Term || s.IsLeader != old.IsLeader {
+		n.cfg.Logger.Info("consensus: "+s.describe(), zap.Uint64("term", s.Term), zap.String("leader", fmt.Sprintf("%x", s.Leader)))
 		defer func() {
 			select {
 			case n.leaderMoved <- struct{}{}:

@@ -141,7 +141,7 @@ func New(cfg Config) (*Transport, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStream, t.serveStream)
 	mux.HandleFunc("POST "+pathSnapshot, t.serveSnapshot)
-	mux.HandleFunc("POST "+pathCall+"{method}", t.serveCall)
+	mux.HandleFunc("POST "+pathCall+"{method...}", t.serveCall)
 	t.handler = mux
 	t.group.Go(func() { t.reports.run(t.ctx, cfg.Handler) }) // until Close
 	return t, nil
