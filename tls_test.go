@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -476,6 +477,78 @@ func TestAddressCheck(t *testing.T) {
 			}
 			if err := (&addressCheck{names}).verify(t.Context(), cert, tt.from); (err == nil) != tt.ok {
 				t.Errorf("verify: %v", err)
+			}
+		})
+	}
+}
+
+// freePort returns a port of the loopback that is free now.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// openTogether founds a cluster of three with settings for what is between its members.
+func openTogether(t *testing.T, change func(i int, c *Config)) []*Node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	configs := make([]Config, 3)
+	var cluster []string
+	for i := range configs {
+		c := testConfig(t)
+		c.Name = fmt.Sprintf("m%d", i)
+		c.ListenPeerURLs = []string{fmt.Sprintf("https://127.0.0.1:%d", freePort(t))}
+		c.InitialAdvertisePeerURLs = c.ListenPeerURLs
+		c.HeartbeatInterval, c.ElectionTimeout = 20*time.Millisecond, 200*time.Millisecond
+		cluster = append(cluster, c.Name+"="+c.ListenPeerURLs[0])
+		change(i, &c)
+		configs[i] = c
+	}
+	nodes := make([]*Node, len(configs))
+	errs := make([]error, len(configs))
+	var group sync.WaitGroup
+	for i, c := range configs {
+		c.InitialCluster = strings.Join(cluster, ",")
+		group.Go(func() { nodes[i], errs[i] = Open(ctx, c) })
+	}
+	group.Wait()
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			if n != nil {
+				must(t, n.Close())
+			}
+		}
+	})
+	must(t, errors.Join(errs...))
+	return nodes
+}
+
+// TestMembersWithTLS founds clusters whose members talk by TLS.
+func TestMembersWithTLS(t *testing.T) {
+	for name, change := range map[string]func(i int, c *Config){
+		"auto": func(_ int, c *Config) { c.PeerTLS.Auto = true },
+		"given": func() func(int, *Config) {
+			a := newAuthority(t)
+			return func(i int, c *Config) {
+				cert, key := a.sign(t, "member", "127.0.0.1")
+				c.PeerTLS = PeerTLS{CertFile: cert, KeyFile: key, TrustedCAFile: a.file, ClientCertAuth: true, AllowedCNs: []string{"member"}}
+			}
+		}(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			nodes := openTogether(t, change)
+			_, err := nodes[0].Client().Put(t.Context(), "k", "v")
+			must(t, err)
+			for _, n := range nodes {
+				got, err := n.Client().Get(t.Context(), "k")
+				must(t, err)
+				if len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "v" {
+					t.Errorf("a member holds %v", got.Kvs)
+				}
 			}
 		})
 	}
