@@ -96,6 +96,11 @@ func at(fs vfs.FS, stop int, do func() error) vfs.FS {
 // power fails again before each of the start that follows. The log is then as
 // before, or as after, and never refused.
 func TestCrashAmidAReset(t *testing.T) {
+	begun := newFS(t) // all is synced in it
+	l, err := Create(options(begun), 0, 0)
+	must(t, err)
+	fill(t, l, 40)
+	must(t, l.Close())
 	for seed, percent := range []int{0, 50, 50, 100} {
 		r := rand.New(rand.NewPCG(uint64(seed), 0))
 		powerFails := func(fs *vfs.MemFS) *vfs.MemFS {
@@ -104,13 +109,9 @@ func TestCrashAmidAReset(t *testing.T) {
 		for stop, done := 1, false; !done; stop++ {
 			var allowed []string
 			ended := func() *vfs.MemFS { // a process, with what it left in the page cache
-				fs := newFS(t)
-				l, err := Create(options(fs), 0, 0)
-				must(t, err)
-				fill(t, l, 40)
-				must(t, l.Close())
+				fs := begun.CrashClone(vfs.CrashCloneCfg{})
 				gone := errors.New("the process has ended")
-				l, err = Open(options(at(fs, stop, func() error { return gone })))
+				l, err := Open(options(at(fs, stop, func() error { return gone })))
 				must(t, err)
 				allowed = []string{state(t, l), "hs=7/9/500 mark=500/6"}
 				if err := l.Reset(hardState(7, 9, 500), 500, 6); err == nil {
