@@ -37,6 +37,8 @@ const serviceLimit = 2*election + 500*time.Millisecond
 var flags = []string{
 	"--heartbeat-interval", "50", "--election-timeout", "500",
 	"--watch-progress-notify-interval", "200ms",
+	// Who was away for a second or two is then sent a snapshot.
+	"--snapshot-count", "100", "--snapshot-catchup-entries", "50",
 }
 
 // built is the binary of this run.

@@ -242,15 +242,20 @@ func (s *scene) flap() {
 // restartAll restarts one member after the other in order, each when the one before serves again.
 func (s *scene) restartAll(ctx context.Context) error {
 	for _, i := range s.cluster.Running() {
-		if err := s.cluster.Stop(i); err != nil {
-			return err
-		}
-		if err := s.cluster.Start(i); err != nil {
-			return err
-		}
-		if err := s.cluster.WaitReady(ctx, i); err != nil {
+		if err := restart(ctx, s.cluster, i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// restart stops a member in order, starts it again and waits until it serves.
+func restart(ctx context.Context, c *target.Cluster, i int) error {
+	if err := c.Stop(i); err != nil {
+		return err
+	}
+	if err := c.Start(i); err != nil {
+		return err
+	}
+	return c.WaitReady(ctx, i)
 }

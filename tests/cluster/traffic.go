@@ -48,12 +48,19 @@ type Traffic struct {
 	watches  sync.WaitGroup
 
 	mu      sync.Mutex
-	notes   Notes                    // Guarded by mu.
-	newest  map[string]int64         // revision of a key's last known change. Guarded by mu.
-	last    int64                    // newest revision known. Guarded by mu.
-	clients map[int]*clientv3.Client // by member. Guarded by mu.
-	serial  int                      // number of the next client. Guarded by mu.
-	values  int                      // number of the next value. Guarded by mu.
+	notes   Notes            // Guarded by mu.
+	newest  map[string]int64 // revision of a key's last known change. Guarded by mu.
+	last    int64            // newest revision known. Guarded by mu.
+	clients map[int]*joined  // by member. Guarded by mu.
+	serial  int              // number of the next client. Guarded by mu.
+	values  int              // number of the next value. Guarded by mu.
+}
+
+// joined is the clients of one member.
+type joined struct {
+	cli   *clientv3.Client
+	ctx   context.Context // of this member's watches and requests
+	leave context.CancelFunc
 }
 
 // StartTraffic begins with the members that run.
@@ -61,7 +68,7 @@ func StartTraffic(ctx context.Context, c *target.Cluster, cfg TrafficConfig) (*T
 	t := &Traffic{
 		cfg: cfg, cluster: c, began: time.Now(),
 		stop: make(chan struct{}), fenced: make(chan struct{}),
-		newest: map[string]int64{}, last: 1, clients: map[int]*clientv3.Client{},
+		newest: map[string]int64{}, last: 1, clients: map[int]*joined{},
 	}
 	t.ctx, t.cancel = context.WithCancel(ctx)
 	for _, i := range c.Running() {
@@ -77,51 +84,62 @@ func StartTraffic(ctx context.Context, c *target.Cluster, cfg TrafficConfig) (*T
 	return t, nil
 }
 
-// Join begins to use one more member. Its clients stay when it goes; their requests fail then, or find it again.
+// Join begins to use one more member. Its clients stay when it goes down; their requests fail then, or find it again.
 func (t *Traffic) Join(member int) error {
 	cli, err := t.cluster.Client(member)
 	if err != nil {
 		return err
 	}
+	j := &joined{cli: cli}
+	j.ctx, j.leave = context.WithCancel(t.ctx)
 	t.mu.Lock()
-	t.clients[member] = cli
+	t.clients[member] = j
 	first := t.serial
 	t.serial += 3
 	t.mu.Unlock()
 	for i, choose := range []func(*rand.Rand, *Op){t.chooseWrite, chooseRead, chooseAnyRead} {
 		r := rand.New(rand.NewPCG(t.cfg.Seed, uint64(first+i)))
-		t.requests.Go(func() { t.client(cli, first+i, member, r, choose) })
+		t.requests.Go(func() { t.client(j, first+i, member, r, choose) })
 	}
 	t.watches.Go(func() {
-		t.watch(cli, Watch{Name: fmt.Sprintf("everything at %d", member), Key: prefix, Prefix: true, Prev: true}, member)
+		t.watch(j, Watch{Name: fmt.Sprintf("everything at %d", member), Key: prefix, Prefix: true, Prev: true}, member)
 	})
 	t.watches.Go(func() {
-		t.watch(cli, Watch{Name: fmt.Sprintf("one key at %d", member), Key: t.key(member)}, member)
+		t.watch(j, Watch{Name: fmt.Sprintf("one key at %d", member), Key: t.key(member)}, member)
 	})
-	t.requests.Go(func() { t.askProgress(cli) })
+	t.requests.Go(func() { t.askProgress(j) })
 	return nil
+}
+
+// Leave ends the clients of a member that is going to be removed.
+func (t *Traffic) Leave(member int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if j := t.clients[member]; j != nil {
+		j.leave()
+	}
 }
 
 func (t *Traffic) key(i int) string { return fmt.Sprintf("%s%02d", prefix, i%t.cfg.Keys) }
 
 // client sends one request after the other.
-func (t *Traffic) client(cli *clientv3.Client, number, member int, r *rand.Rand, choose func(*rand.Rand, *Op)) {
-	t.every(t.cfg.Pace, func() {
+func (t *Traffic) client(j *joined, number, member int, r *rand.Rand, choose func(*rand.Rand, *Op)) {
+	t.every(j.ctx, t.cfg.Pace, func() {
 		o := &Op{Client: number, Member: member, Keys: []string{t.key(r.IntN(t.cfg.Keys))}}
 		choose(r, o)
-		t.do(cli, o)
+		t.do(j.cli, o)
 	})
 }
 
 // every calls f again and again until requests stop.
-func (t *Traffic) every(pace time.Duration, f func()) {
+func (t *Traffic) every(ctx context.Context, pace time.Duration, f func()) {
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
 	for {
 		select {
 		case <-t.stop:
 			return
-		case <-t.ctx.Done():
+		case <-ctx.Done():
 			return
 		case <-tick.C:
 			f()
@@ -140,7 +158,7 @@ func (t *Traffic) probe() {
 		turn   int
 	)
 	defer flying.Wait()
-	t.every(25*time.Millisecond, func() {
+	t.every(t.ctx, 25*time.Millisecond, func() {
 		members := t.cluster.Running()
 		if len(members) == 0 {
 			return
@@ -167,7 +185,10 @@ func (t *Traffic) probe() {
 func (t *Traffic) clientOf(member int) *clientv3.Client {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.clients[member]
+	if j := t.clients[member]; j != nil && j.ctx.Err() == nil {
+		return j.cli
+	}
+	return nil
 }
 
 // value makes a value that no other request has.
@@ -363,8 +384,9 @@ func (t *Traffic) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var errs []error
-	for _, cli := range t.clients {
-		if err := cli.Close(); err != nil && !errors.Is(err, context.Canceled) {
+	for _, j := range t.clients {
+		j.leave()
+		if err := j.cli.Close(); err != nil && !errors.Is(err, context.Canceled) {
 			errs = append(errs, err)
 		}
 	}

@@ -20,17 +20,17 @@ const (
 
 // watch watches through one member from the first revision on, until everything has been told. The client itself goes on
 // after a lost connection; what it is not able to hide begins another attempt.
-func (t *Traffic) watch(cli *clientv3.Client, w Watch, member int) {
+func (t *Traffic) watch(j *joined, w Watch, member int) {
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
-	defer t.keep(&w)
+	defer func() { t.keep(&w, j.ctx.Err() != nil && t.ctx.Err() == nil) }()
 	for from := int64(1); ; from = w.next(from) {
-		if t.attempt(t.ctx, cli, &w, member, from) != interrupted {
+		if t.attempt(j.ctx, j.cli, &w, member, from) != interrupted {
 			return
 		}
 		select {
 		case <-again.C:
-		case <-t.ctx.Done():
+		case <-j.ctx.Done():
 			return
 		}
 	}
@@ -41,7 +41,7 @@ func (t *Traffic) watch(cli *clientv3.Client, w Watch, member int) {
 func (t *Traffic) wander(number int) {
 	r := rand.New(rand.NewPCG(t.cfg.Seed, uint64(1000+number)))
 	w := Watch{Name: fmt.Sprintf("wandering %d", number), Key: prefix, Prefix: true, Prev: number == 0}
-	defer t.keep(&w)
+	defer func() { t.keep(&w, false) }()
 	for from := int64(1); t.ctx.Err() == nil; from = w.next(from) {
 		ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(t.ctx), 300*time.Millisecond+time.Duration(r.Int64N(int64(time.Second))))
 		result := t.attemptAnywhere(ctx, r, &w, from)
@@ -55,7 +55,7 @@ func (t *Traffic) wander(number int) {
 // lookBack begins watches in the past, one after the other.
 func (t *Traffic) lookBack() {
 	r := rand.New(rand.NewPCG(t.cfg.Seed, 2000))
-	t.every(200*time.Millisecond, func() {
+	t.every(t.ctx, 200*time.Millisecond, func() {
 		t.mu.Lock()
 		last := t.last
 		t.mu.Unlock()
@@ -139,11 +139,13 @@ func event(e *clientv3.Event) Event {
 	return noted
 }
 
-// keep notes a watch that was to be told everything.
-func (t *Traffic) keep(w *Watch) {
+// keep notes a watch that was to be told everything, unless it left before.
+func (t *Traffic) keep(w *Watch, left bool) {
 	select {
 	case <-t.fenced:
-		w.Until = t.fence
+		if !left {
+			w.Until = t.fence
+		}
 	default: // the traffic was given up before its end
 	}
 	t.mu.Lock()
@@ -152,11 +154,11 @@ func (t *Traffic) keep(w *Watch) {
 }
 
 // askProgress asks for bookmarks beyond those that come by themselves.
-func (t *Traffic) askProgress(cli *clientv3.Client) {
-	t.every(150*time.Millisecond, func() {
-		ctx, cancel := context.WithTimeout(t.ctx, t.cfg.Timeout)
+func (t *Traffic) askProgress(j *joined) {
+	t.every(j.ctx, 150*time.Millisecond, func() {
+		ctx, cancel := context.WithTimeout(j.ctx, t.cfg.Timeout)
 		defer cancel()
-		_ = cli.RequestProgress(ctx) // a member that is down has no bookmarks
+		_ = j.cli.RequestProgress(ctx) // a member that is down has no bookmarks
 	})
 }
 
