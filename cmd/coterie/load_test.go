@@ -154,7 +154,7 @@ func TestEveryOptionIsRight(t *testing.T) {
 	// All that a Config can say can be said by an option, but for what is a Go value.
 	for i := range reflect.TypeFor[coterie.Config]().NumField() {
 		f := reflect.TypeFor[coterie.Config]().Field(i)
-		if f.Type.Kind() == reflect.Struct || f.Name == "Logger" {
+		if f.Type.Kind() == reflect.Struct || f.Name == "Logger" || !f.IsExported() {
 			continue
 		}
 		if changes[f.Name] == "" {
