@@ -70,7 +70,7 @@ func (systemClock) After(d time.Duration) <-chan time.Time { return time.After(d
 // Defaults of Options.
 const (
 	DefaultCheckpointInterval = 5 * time.Minute
-	DefaultMaxInFlight        = 512
+	DefaultMaxInFlight        = 128
 	DefaultRetryInterval      = 500 * time.Millisecond
 )
 

@@ -37,6 +37,8 @@ type member struct {
 	delay time.Duration
 	// fail is what proposals return instead of being applied.
 	fail error
+	// stuck is a lease whose revocation fails.
+	stuck int64
 	// revoked has the time at which each lease was last proposed for
 	// revocation; attempts counts.
 	revoked       map[int64]time.Time
@@ -165,6 +167,8 @@ func (m *member) apply(r *pb.InternalRaftRequest) error {
 	case r.LeaseGrant != nil:
 		err = m.table.Grant(b, r.LeaseGrant.ID, r.LeaseGrant.TTL)
 		m.granted[r.LeaseGrant.ID] = time.Now()
+	case r.LeaseRevoke != nil && r.LeaseRevoke.ID == m.stuck:
+		err = errors.New("too large")
 	case r.LeaseRevoke != nil:
 		_, err = m.table.Revoke(b, r.LeaseRevoke.ID)
 	case r.LeaseCheckpoint != nil:
@@ -642,6 +646,26 @@ func (p *lostTerm) Propose(context.Context, *pb.InternalRaftRequest) error {
 }
 
 func (p *lostTerm) Confirm(context.Context) error { return errors.New("not the leader of this term") }
+
+// TestOneLeaseThatCannotBeRevoked holds up no other.
+func TestOneLeaseThatCannotBeRevoked(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		m.stuck = 1
+		for id := int64(1); id <= 60; id++ {
+			m.grant(id, id)
+		}
+		for id := int64(2); id < 60; id++ {
+			pass(time.Duration(id)*time.Second + 50*time.Millisecond - time.Since(m.granted[id]))
+			m.wantGone(id)
+			m.wantAlive(1, id+1)
+		}
+		m.mu.Lock()
+		m.stuck = 0
+		m.mu.Unlock()
+		pass(time.Second)
+		m.wantGone(1)
+	})
+}
 
 // TestFailingRevocationsAreProbed: while none succeeds, those who wait do not
 // all try again and again.

@@ -92,19 +92,40 @@ func (l *Lessor) revoke(ctx context.Context, r *reign, t *term) {
 		return
 	}
 	r.sync()
-	now := r.now()
 	if r.terms[t.ID] == t {
-		t.retry = now + r.o.RetryInterval
+		t.retry = r.now() + r.o.RetryInterval
 		r.enqueue(t)
 		r.rouse()
 	}
-	switch {
-	case err != nil && !r.failing:
-		r.failing, r.probe = true, now+r.o.RetryInterval
-		l.o.Logger.Warn("cannot revoke expired leases, will keep trying", zap.Int64("lease", t.ID), zap.Error(err))
-	case err == nil && r.failing:
-		r.failing = false
-		l.o.Logger.Info("revoking expired leases again")
+	if err == nil {
+		r.succeeded()
+	} else if first := t.failed == 0; r.failed(t) == 1 && first {
+		l.o.Logger.Warn("cannot revoke an expired lease, will keep trying", zap.Int64("lease", t.ID), zap.Error(err))
+	}
+}
+
+// failed notes that the revocation of t did, and returns how many have since one
+// succeeded.
+func (r *reign) failed(t *term) int {
+	if t.failed == r.streak {
+		return r.failures
+	}
+	t.failed = r.streak
+	if r.failures++; r.failures == maxFailures {
+		r.o.Logger.Warn("cannot revoke expired leases, will keep trying with one at a time", zap.Int("failed", r.failures))
+		r.probe = r.now() + r.o.RetryInterval
+	}
+	return r.failures
+}
+
+// succeeded notes that a revocation did.
+func (r *reign) succeeded() {
+	if r.failures >= maxFailures {
+		r.o.Logger.Info("revoking expired leases again")
+	}
+	if r.failures > 0 {
+		r.failures = 0
+		r.streak++
 	}
 }
 

@@ -13,6 +13,10 @@ import (
 // live by it, and how soon a new leader checkpoints those without.
 const tick = time.Second
 
+// maxFailures is how many revocations may fail without one that succeeds before
+// the fault is taken to be everybody's.
+const maxFailures = 32
+
 // reign is the state of one unbroken time as leader. It is built by Promote
 // and dropped whole at its end. Lessor.mu guards what changes in it.
 type reign struct {
@@ -40,10 +44,13 @@ type reign struct {
 	recording bool
 	// ticking is when the table's clock is to be moved on, if stored.
 	ticking time.Duration
-	// failing is set while revocations fail. Then they are tried one by one,
-	// the next one at the time probe, lest all who wait fail again and again.
-	failing bool
-	probe   time.Duration
+	// failures is the number of leases whose revocation failed since one last
+	// succeeded, which streak counts. From maxFailures on they are tried one by
+	// one, the next one at the time probe, lest all who wait fail again and
+	// again. A few may always fail, for what their keys take, and hold up nobody.
+	failures int
+	streak   uint64
+	probe    time.Duration
 	// mute is set while checkpoints fail, to log that once.
 	mute    bool
 	changed []int64 // scratch of sync
@@ -62,6 +69,8 @@ type term struct {
 	uncertain bool
 	// retry is when a revocation that failed is tried again; 0 before that.
 	retry time.Duration
+	// failed is the streak in which its revocation failed last, from 1.
+	failed uint64
 	// next orders the queue. Invariant: it is not after the next event of the
 	// term. Renewals leave it alone, so that a keep-alive costs no reordering;
 	// a term that comes to the front too early is put back.
@@ -91,6 +100,7 @@ func newReign(table Leases, p Proposer, o Options, cancel context.CancelFunc, en
 		led:      table.Clock(),
 		wake:     make(chan struct{}, 1),
 		ticking:  tick,
+		streak:   1,
 	}
 	all := table.All()
 	r.terms = make(map[int64]*term, len(all))
@@ -289,7 +299,7 @@ func (r *reign) collect(limit int) (revoke []*term, more bool) {
 // held puts the revocation of t off if another one is to find out first whether
 // revocations succeed again.
 func (r *reign) held(t *term, now time.Duration) bool {
-	if !r.failing {
+	if r.failures < maxFailures {
 		return false
 	}
 	if now < r.probe {
