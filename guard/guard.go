@@ -12,9 +12,9 @@
 //   - nobody is accused who was not found different in two looks in a row;
 //   - where most members have equal hashes, the alarm names those that differ
 //     from them, the leader too. Where no hash has a majority of the members, it
-//     names those that differ from the leader, as etcd does; it is then not
-//     certain which side is right, so before that the guard looks again for a
-//     while, in case those that did not answer decide it.
+//     names those that differ from the leader; it is then not certain which side
+//     is right, so before that the guard looks again for a while, in case those
+//     that did not answer decide it.
 //
 // It must not know how members talk or how an alarm is raised.
 package guard

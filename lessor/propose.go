@@ -166,7 +166,7 @@ func (r *reign) nextRecord() *record {
 		if r.pending = r.pending[1:]; len(r.pending) == 0 {
 			r.pending = nil
 		}
-		if r.terms[t.ID] != t || t.checkpoint != 0 || t.deadline <= now {
+		if r.terms[t.ID] != t || t.checkpoint != 0 {
 			continue
 		}
 		t.recording = rec.decided
