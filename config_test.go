@@ -281,3 +281,27 @@ func TestParseCluster(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
+
+// FuzzParseCluster reads what others may have entered at a discovery service.
+func FuzzParseCluster(f *testing.F) {
+	f.Add("a=http://h:1,b=https://h:2,a=unix://a.sock")
+	f.Add("a=http://[::1]:1, b=unixs://x/y")
+	f.Add("=http://h:1")
+	f.Add(",")
+	f.Fuzz(func(t *testing.T, s string) {
+		members, err := parseCluster(s)
+		if err != nil {
+			return
+		}
+		var parts []string
+		for name, urls := range members {
+			parts = append(parts, listing(name, urls))
+			endpoints(urls) // must not panic
+		}
+		again, err := parseCluster(strings.Join(parts, ","))
+		if err != nil || !reflect.DeepEqual(again, members) {
+			t.Errorf("%q is read as %v, and that as %v: %v", s, members, again, err)
+		}
+		_ = refuseDuplicateURLs(members)
+	})
+}

@@ -77,7 +77,7 @@ func (c *Config) discover(ctx context.Context) error {
 		Watcher:        client,
 		Token:          c.Discovery.Token,
 		RequestTimeout: c.Discovery.RequestTimeout,
-		Logger:         c.Logger,
+		Logger:         c.Logger.With(zap.Strings("discovery-endpoints", c.Discovery.Endpoints)),
 	}, memberID(c.InitialAdvertisePeerURLs, c.InitialClusterToken), listing(c.Name, c.InitialAdvertisePeerURLs))
 	if err != nil {
 		return err
