@@ -145,15 +145,17 @@ func New(table Leases, o Options) *Lessor {
 
 // Promote makes this member's clock the one that counts, for the term that p
 // stands for. Every lease has its remaining time, and Options.Extend more, from
-// now on. It is called once in a term, when all that was committed before the
-// term is in the table. A reign of an earlier term ends.
+// now on. It is called when all that was committed before the term is in the
+// table. A reign of an earlier term ends; for the p of the current one, which must
+// be comparable, it does nothing: two reigns of a term would not know of each
+// other's checkpoints under way.
 func (l *Lessor) Promote(p Proposer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.endReign()
-	if l.closed {
+	if l.closed || l.reign != nil && l.reign.proposer == p {
 		return
 	}
+	l.endReign()
 	ctx, cancel := context.WithCancel(context.Background())
 	l.reign = newReign(l.table, p, l.o, cancel, ctx.Done())
 	// Ended by Demote, Reset or Close, through cancel; Close waits.

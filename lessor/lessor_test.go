@@ -110,7 +110,22 @@ func (m *member) start(o Options) {
 
 // succeed makes another leader: a new term, and a clock that knows only what is
 // in the table.
-func (m *member) succeed() { m.l.Promote(m) }
+func (m *member) succeed() { m.l.Promote(&laterTerm{m}) }
+
+// laterTerm is another one than any before.
+type laterTerm struct{ *member }
+
+// TestPromotedTwice: the news that this member leads may come twice in a term.
+func TestPromotedTwice(t *testing.T) {
+	bubble(t, Options{Extend: time.Minute}, func(m *member) {
+		m.grant(1, 5)
+		pass(3 * time.Second)
+		m.l.Promote(m)
+		m.wantTimeToLive(1, 5, 2)
+		pass(2050 * time.Millisecond)
+		m.wantGone(1)
+	})
+}
 
 // Confirm implements Proposer.
 func (m *member) Confirm(context.Context) error {
