@@ -54,6 +54,7 @@ type Traffic struct {
 	clients map[int]*joined  // by member. Guarded by mu.
 	serial  int              // number of the next client. Guarded by mu.
 	values  int              // number of the next value. Guarded by mu.
+	changes int              // acknowledged. Guarded by mu.
 }
 
 // joined is the clients of one member.
@@ -252,6 +253,9 @@ func (t *Traffic) do(cli *clientv3.Client, o *Op) {
 	defer t.mu.Unlock()
 	t.notes.Ops = append(t.notes.Ops, *o)
 	t.last = max(t.last, o.Revision)
+	if o.changed() {
+		t.changes++
+	}
 	switch {
 	case o.changed() && o.Kind != Delete:
 		for _, key := range o.Keys {
@@ -323,6 +327,26 @@ func (o *Op) read(ctx context.Context, cli *clientv3.Client) error {
 
 func pair(kv *mvccpb.KeyValue) Pair {
 	return Pair{Key: string(kv.Key), Value: string(kv.Value), Create: kv.CreateRevision, Mod: kv.ModRevision, Version: kv.Version}
+}
+
+// AwaitChanges lets the clients go on until they have been acknowledged so many changes more.
+func (t *Traffic) AwaitChanges(ctx context.Context, more int) error {
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for until := t.changed() + more; t.changed() < until; {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d changes are missing: %w", until-t.changed(), more, ctx.Err())
+		}
+	}
+	return nil
+}
+
+func (t *Traffic) changed() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.changes
 }
 
 // Mark is the time since the beginning, as in the notes.

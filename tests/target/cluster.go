@@ -139,6 +139,13 @@ func (c *Cluster) place() (int, error) {
 	return i, nil
 }
 
+// displace takes the last member's place back: the cluster did not take it.
+func (c *Cluster) displace() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.members = c.members[:len(c.members)-1]
+}
+
 func (c *Cluster) member(i int) *member {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -470,6 +477,10 @@ func (c *Cluster) ID(ctx context.Context, i int) (uint64, error) {
 
 // AddMember tells the cluster of one more member and starts it. It returns its number without waiting for it.
 func (c *Cluster) AddMember(ctx context.Context, learner bool) (int, error) {
+	// Etcd waits for as long as the client does when it was asked while it took a member for the leader that no longer is.
+	if _, err := c.Leader(ctx); err != nil {
+		return 0, err
+	}
 	cli, err := c.Client()
 	if err != nil {
 		return 0, err
@@ -481,7 +492,8 @@ func (c *Cluster) AddMember(ctx context.Context, learner bool) (int, error) {
 	}
 	list, err := c.announce(ctx, cli, c.PeerURL(i), learner)
 	if err != nil {
-		return 0, fmt.Errorf("add %s: %w", c.Name(i), err)
+		c.displace()
+		return 0, fmt.Errorf("add member %d: %w", i, err)
 	}
 	c.member(i).bootstrap = c.bootstrap(list, "existing")
 	return i, c.Start(i)
