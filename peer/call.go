@@ -75,7 +75,7 @@ func (t *Transport) Call(ctx context.Context, to uint64, method string, in []byt
 			return out, nil
 		}
 		errs = append(errs, err)
-		if !gone(err) {
+		if _, ok := unconnected(err); !ok || ctx.Err() != nil {
 			break // it may have arrived, or the time is over
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -169,6 +170,8 @@ func (d dialer) client(life context.Context) *http.Transport {
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     30 * time.Second,
 		DisableCompression:  true,
+
+		MaxResponseHeaderBytes: maxAnswer,
 	}
 }
 
@@ -191,14 +194,21 @@ func (d dialer) dialHTTP(ctx context.Context, address string, secure bool) (net.
 // opened is a connection on which a request was made by hand, and its answer.
 type opened struct {
 	timedConn
-	reader   *bufio.Reader // of the timedConn
+	limit    io.LimitedReader // of the timedConn: what may still come
+	reader   *bufio.Reader    // of limit
 	response *http.Response
 	endpoint endpoint
 }
 
+// maxAnswer bounds an answer to a request made by hand, and its header.
+const maxAnswer = 64 << 10
+
 // open dials e and makes a request whose body, if it has one, is the caller's
 // to write. The first answer is read.
 func (d dialer) open(ctx context.Context, e endpoint, method, path string, h http.Header) (*opened, error) {
+	// Of all parts together: each piece of an answer renews the timedConn's.
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout+d.read+d.write+d.read)
+	defer cancel()
 	c, err := d.dial(ctx, e)
 	if err != nil {
 		return nil, err
@@ -230,24 +240,30 @@ func (o *opened) request(method, path string, h http.Header) error {
 	if _, err := o.Write(b.Bytes()); err != nil {
 		return err
 	}
-	o.reader = bufio.NewReader(o)
+	o.limit.R = o
+	o.reader = bufio.NewReader(&o.limit)
 	return o.answer(method)
 }
 
 // answer reads the next answer to the request.
 func (o *opened) answer(method string) (err error) {
+	o.limit.N = maxAnswer
 	o.response, err = http.ReadResponse(o.reader, &http.Request{Method: method})
 	return err
+}
+
+// unconnected tells whether err is that of making a connection, so that nothing
+// was sent on it.
+func unconnected(err error) (*net.OpError, bool) {
+	var op *net.OpError
+	return op, errors.As(err, &op) && op.Op == "dial"
 }
 
 // gone tells whether err says that nobody listens: the host is there and the
 // process is not.
 func gone(err error) bool {
-	var op *net.OpError
-	if !errors.As(err, &op) || op.Op != "dial" {
-		return false
-	}
-	return errors.Is(op, syscall.ECONNREFUSED) || op.Net == "unix" && errors.Is(op, syscall.ENOENT)
+	op, ok := unconnected(err)
+	return ok && (errors.Is(op, syscall.ECONNREFUSED) || op.Net == "unix" && errors.Is(op, syscall.ENOENT))
 }
 
 // timedConn gives each read and each piece of a write its time. What makes

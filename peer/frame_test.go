@@ -201,11 +201,9 @@ func FuzzGreeting(f *testing.F) {
 		}
 		es, _ := parseEndpoints(g.urls)
 		for _, e := range es {
-			if back, err := parseEndpoint(e.String()); err != nil || back != e {
-				t.Logf("%q is written %q", g.urls, e)
+			if e.address == "" || e.serverName() == "" {
+				t.Errorf("%q leads to %q, server name %q", g.urls, e.address, e.serverName())
 			}
-			_ = e.url("/").String()
-			_ = e.serverName()
 		}
 	})
 }

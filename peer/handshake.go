@@ -151,8 +151,9 @@ func (t *Transport) check(h http.Header) (greeting, *refusal) {
 
 // logLimit lets each text pass once a minute.
 type logLimit struct {
-	mu   sync.Mutex
-	last map[string]time.Time // Guarded by mu. At most maxLogTexts.
+	mu sync.Mutex
+	// Guarded by mu. At most maxLogTexts.
+	last map[string]time.Time
 }
 
 const (

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime/pprof"
 	"time"
 
 	"go.uber.org/zap"
@@ -70,7 +71,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	go func() { // ends with the connection, which closes with the remote's context; Close waits
 		defer leave()
-		in.serve(from.ctx)
+		pprof.Do(from.ctx, pprof.Labels("coterie", "stream from a peer"), in.serve)
 	}()
 }
 

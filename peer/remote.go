@@ -16,6 +16,7 @@ type remote struct {
 	id      uint64
 	streams [kinds]*stream
 	count   counters
+	logs    logLimit // of why streams are down
 
 	// ctx ends when the member has left the cluster, or with the transport.
 	ctx    context.Context

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -36,8 +37,7 @@ type stream struct {
 	kind  kind
 	queue *queue
 	kick  chan struct{} // capacity 1: dial now, the member is there or has moved
-	limit logLimit
-	last  int // the endpoint that worked last; run's
+	last  int           // the endpoint that worked last; run's
 }
 
 // run keeps the stream up until ctx ends.
@@ -132,7 +132,7 @@ func (s *stream) failed(err error, up bool) {
 	if allGone(err) && s.peer.wasMet() {
 		s.peer.t.cfg.Handler.Refused(s.peer.id)
 	}
-	s.tell(err)
+	s.tell(err, up)
 }
 
 // allGone tells whether all endpoints of a failed attempt said that nobody
@@ -152,14 +152,16 @@ func allGone(err error) bool {
 
 // tell logs why the stream is down: a refusal in its own words, for it says
 // what to check; anything else as one, for the texts name changing ports.
-func (s *stream) tell(err error) {
+func (s *stream) tell(err error, up bool) {
+	message, key := "a member cannot be reached; trying again", ""
 	var no *refusal
-	text := "unreachable"
-	message := "a member cannot be reached; trying again"
-	if errors.As(err, &no) {
-		text, message = no.text, "a member refuses the connection; trying again"
+	switch {
+	case errors.As(err, &no):
+		message, key = "a member refuses the connection; trying again", no.text
+	case up:
+		message = "lost the connection to a member; making a new one"
 	}
-	if s.limit.allow(text, time.Now()) {
+	if s.peer.logs.allow(message+key, time.Now()) {
 		s.peer.t.log.Warn(message, hexID("member", s.peer.id), zap.Stringer("stream", s.kind), zap.Error(err))
 	}
 }
@@ -272,6 +274,7 @@ func (w *writer) ping() {
 func (w *writer) listen(o *opened) {
 	defer close(w.broken)
 	defer o.Close() // so that a write does not wait
+	o.limit.N = math.MaxInt64
 	frames := &frameReader{r: o.reader, max: 8}
 	for {
 		kind, payload, err := frames.next()

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/http"
+	"runtime/pprof"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -239,7 +240,9 @@ func (t *Transport) admit(id uint64, es []endpoint, stranger bool) *remote {
 	r := newRemote(t, id, es, stranger)
 	t.peers[id] = r
 	for _, s := range r.streams {
-		t.group.Go(func() { s.run(r.ctx) }) // until the remote is dropped
+		t.group.Go(func() { // until the remote is dropped
+			pprof.Do(r.ctx, pprof.Labels("coterie", "stream to a peer"), s.run)
+		})
 	}
 	return r
 }
