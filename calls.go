@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coteriedb/coterie/api"
+	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/peer"
 )
 
@@ -18,6 +19,9 @@ const callPromote = "member/promote" // an id, 8 bytes big-endian; no answer
 
 // handleCalls sets what this member answers.
 func (n *Node) handleCalls() {
+	n.peers.Handle(lessor.MethodRenew, lessor.ServeRenew(n.lessor))
+	n.peers.Handle(lessor.MethodTimeToLive, lessor.ServeTimeToLive(n.lessor))
+	n.peers.Handle(callHash, hashes{n}.serve)
 	n.peers.Handle(callPromote, func(ctx context.Context, in []byte) ([]byte, error) {
 		if len(in) != 8 {
 			return nil, fmt.Errorf("%s: %d bytes instead of 8", callPromote, len(in))

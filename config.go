@@ -227,6 +227,11 @@ type Config struct {
 
 	// Logger takes the member's log. Nil means none.
 	Logger *zap.Logger
+
+	// For tests.
+	keepLogBytes   int64         // consensus.Config.KeepBytes
+	patience       time.Duration // see defaultPatience
+	healthInterval time.Duration // see defaultHealthInterval
 }
 
 // ClientTLS says how the server proves itself to clients, and clients to it. Files are read again for every
@@ -730,6 +735,8 @@ func (c *Config) resolved() Config {
 		r.InitialCluster = listing(r.Name, r.InitialAdvertisePeerURLs)
 	}
 	orDefault(&r.QuotaBackendBytes, defaultQuotaBytes)
+	orDefault(&r.patience, defaultPatience)
+	orDefault(&r.healthInterval, defaultHealthInterval)
 	orDefault(&r.SnapshotCount, defaultSnapshotCount)
 	orDefault(&r.SnapshotCatchUpEntries, defaultSnapshotCatchUpEntries)
 	orDefault(&r.CompactionBatchLimit, defaultCompactionBatchLimit)

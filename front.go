@@ -23,6 +23,10 @@ import (
 	"github.com/coteriedb/coterie/rpc"
 )
 
+// catchUpTimeout bounds how long another member waits for a list of members that
+// is not old.
+const catchUpTimeout = 500 * time.Millisecond
+
 // front is what faces the network: the listeners and what answers on them.
 type front struct {
 	cfg     *Config
@@ -256,7 +260,8 @@ func peerHandler(s *service, transport http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/coterie/v1/", transport)
 	mux.Handle("/version", httpapi.NewVersion(Version))
-	mux.HandleFunc("GET /members", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /members", func(w http.ResponseWriter, r *http.Request) {
+		s.catchUp(r.Context())
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("X-Etcd-Cluster-ID", fmt.Sprintf("%x", s.data.clusterID))
 		if err := json.NewEncoder(w).Encode(s.machine().Members.List()); err != nil {
@@ -264,6 +269,19 @@ func peerHandler(s *service, transport http.Handler) http.Handler {
 		}
 	})
 	return mux
+}
+
+// catchUp waits a little for this member to have what the cluster has agreed on,
+// if there is a leader to ask: who has just been added asks any member.
+func (n *Node) catchUp(ctx context.Context) {
+	if n.consensus.Status().Leader == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	if err := n.readIndex(ctx); err != nil {
+		n.log.Debug("the member list may be old", zap.Error(err))
+	}
 }
 
 // inProcessClient makes a client of a connection that uses no socket.

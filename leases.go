@@ -45,3 +45,27 @@ func (p leaseProposer) Confirm(ctx context.Context) error {
 	}
 	return nil
 }
+
+// leaderLessor is the lessor of the leader, whichever member that is.
+type leaderLessor struct{ n *Node }
+
+// Renew implements api.Lessor.
+func (l leaderLessor) Renew(ctx context.Context, id int64) (ttl int64, err error) {
+	if l.n.leads() {
+		return l.n.lessor.Renew(ctx, id)
+	}
+	return l.n.remoteLessor.Renew(ctx, id)
+}
+
+// TimeToLive implements api.Lessor.
+func (l leaderLessor) TimeToLive(ctx context.Context, id int64) (granted, remaining int64, err error) {
+	if l.n.leads() {
+		return l.n.lessor.TimeToLive(id)
+	}
+	return l.n.remoteLessor.TimeToLive(ctx, id)
+}
+
+// Leases implements api.Lessor. Which leases there are every member knows.
+func (l leaderLessor) Leases() []int64 { return l.n.lessor.Leases() }
+
+func (n *Node) leads() bool { return n.consensus.Status().IsLeader }

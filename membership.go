@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	// healthInterval is how long members must have been connected to count as
-	// healthy in a change of the membership, as in etcd.
-	healthInterval = 5 * time.Second
+	// defaultHealthInterval is how long members must have been connected to count
+	// as healthy in a change of the membership, as in etcd.
+	defaultHealthInterval = 5 * time.Second
 	// readyPercent is how much of the leader's log a learner must have to be
 	// promoted, as in etcd.
 	readyPercent = 90
@@ -72,7 +72,7 @@ func (s *service) mayAddVoter() error {
 	if quorum := (len(vs)+1)/2 + 1; started < quorum && !(started == 1 && len(vs) == 1) {
 		return rpctypes.ErrMemberNotEnoughStarted
 	}
-	if s.connectedSince(vs, time.Now().Add(-healthInterval)) < len(vs) {
+	if s.connectedSince(vs, time.Now().Add(-s.cfg.healthInterval)) < len(vs) {
 		return rpctypes.ErrUnhealthy
 	}
 	return nil
@@ -104,7 +104,7 @@ func (s *service) mayRemoveVoter(id uint64) error {
 	if s.peers.ActiveSince(id).IsZero() {
 		return nil
 	}
-	if active := s.connectedSince(vs, time.Now().Add(-healthInterval)); active-1 < 1+(len(vs)-1)/2 {
+	if active := s.connectedSince(vs, time.Now().Add(-s.cfg.healthInterval)); active-1 < 1+(len(vs)-1)/2 {
 		return rpctypes.ErrUnhealthy
 	}
 	return nil

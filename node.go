@@ -16,6 +16,7 @@ import (
 	"github.com/coteriedb/coterie/api"
 	"github.com/coteriedb/coterie/compactor"
 	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/guard"
 	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/machine/auth"
@@ -39,13 +40,16 @@ type Node struct {
 	events    *events
 	peers     *peer.Transport
 	consensus *consensus.Node
-	lessor    *lessor.Lessor
 	compactor *compactor.Compactor
+	guardian  *guard.Guard
 	front     *front
+
+	lessor       *lessor.Lessor
+	remoteLessor *lessor.Remote // the leader's, where this member does not lead
 
 	ctx      context.Context // of what runs in the background; ended by Close
 	cancel   context.CancelFunc
-	group    sync.WaitGroup // lead, guard, the compactor, and a defragmentation
+	group    sync.WaitGroup // lead, watchOver, the compactor, the guard, and a defragmentation
 	failures failures       // of the engine
 
 	closeOnce sync.Once
@@ -76,6 +80,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.openState(ctx); err != nil {
 		return nil, err
 	}
+	n.lessor = lessor.New(n.machine().Leases, lessor.Options{Logger: n.log, Extend: n.cfg.ElectionTimeout})
+	n.remoteLessor = lessor.NewRemote(n.callLeader)
 	if err := n.startPeers(); err != nil {
 		return nil, err
 	}
@@ -87,6 +93,11 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	if err := n.becomeReady(ctx); err != nil {
 		return nil, err
+	}
+	if n.cfg.InitialCorruptCheck {
+		if err := n.guardian.CheckInitial(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.front.serveClients(n); err != nil {
 		return nil, err
@@ -154,6 +165,9 @@ func (n *Node) openState(ctx context.Context) (err error) {
 	if err := n.data.makeWritable(); err != nil {
 		return err
 	}
+	if m.Members.Removed(n.data.memberID) {
+		return ErrRemoved
+	}
 	if n.cfg.ForceNewCluster {
 		return consensus.ForceAlone(n.data.log, m.Applied(), n.data.memberID, m.Members.List())
 	}
@@ -187,7 +201,6 @@ func (n *Node) openMachine(eng *engine.Engine) (*machine.Machine, error) {
 }
 
 func (n *Node) startConsensus() (err error) {
-	n.lessor = lessor.New(n.machine().Leases, lessor.Options{Logger: n.log, Extend: n.cfg.ElectionTimeout})
 	cfg := consensus.Config{
 		ID:              n.data.memberID,
 		Log:             n.data.log,
@@ -200,6 +213,7 @@ func (n *Node) startConsensus() (err error) {
 		RequestTimeout:  requestTimeout(&n.cfg),
 		FlushEntries:    n.cfg.SnapshotCount,
 		KeepEntries:     n.cfg.SnapshotCatchUpEntries,
+		KeepBytes:       n.cfg.keepLogBytes,
 		Logger:          n.log,
 	}
 	if m := n.machine(); m.Applied() > 0 { // else this member has yet to be sent a state
@@ -208,25 +222,27 @@ func (n *Node) startConsensus() (err error) {
 	if n.consensus, err = consensus.Start(cfg); err != nil {
 		return err
 	}
-	n.events.to.Store(n.consensus)
+	n.events.passTo(n.consensus)
 	n.failures.handTo(n.consensus.Fail)
 	policy, err := compactor.ParsePolicy(n.cfg.AutoCompactionMode, n.cfg.AutoCompactionRetention)
 	if err != nil {
 		return err
 	}
 	n.compactor = compactor.New(policy, compactionStore{n}, compactor.Options{Logger: n.log})
+	n.guardian = n.newGuard()
 	n.group.Go(n.lead)
-	n.group.Go(n.guard)
+	n.group.Go(n.watchOver)
 	n.group.Go(func() { n.compactor.Run(n.ctx) })
+	n.group.Go(func() { n.guardian.Run(n.ctx) })
 	return nil
 }
 
 // requestTimeout is etcd's: time for a request and for two elections.
 func requestTimeout(cfg *Config) time.Duration { return 5*time.Second + 2*cfg.ElectionTimeout }
 
-// patience is how long a start waits for a leader before clients are served
-// without one, as far as that goes; etcd waits as long.
-const patience = 5 * time.Second
+// defaultPatience is how long a start waits for a leader before clients are
+// served without one, as far as that goes; etcd waits as long.
+const defaultPatience = 5 * time.Second
 
 // becomeReady waits until this member can serve: a leader is known, what was
 // acknowledged before is applied, and the cluster knows this member's name. When
@@ -234,7 +250,7 @@ const patience = 5 * time.Second
 func (n *Node) becomeReady(ctx context.Context) error {
 	ready := make(chan error, 1)
 	n.group.Go(func() { ready <- n.introduce(n.ctx) }) // ended by Close
-	late := time.NewTimer(patience)
+	late := time.NewTimer(n.cfg.patience)
 	defer late.Stop()
 	select {
 	case err := <-ready:
@@ -317,11 +333,12 @@ func (n *Node) lead() {
 			n.lessor.Demote()
 		}
 		n.compactor.SetActive(leading)
+		n.guardian.SetActive(leading)
 	}
 }
 
-// guard ends the member when consensus stops by itself. Close ends it.
-func (n *Node) guard() {
+// watchOver ends the member when consensus stops by itself. Close ends it.
+func (n *Node) watchOver() {
 	select {
 	case <-n.ctx.Done():
 	case <-n.consensus.Stopping():
@@ -370,6 +387,7 @@ func (n *Node) Close() error {
 		n.cancel()
 		if n.lessor != nil {
 			n.lessor.Close()
+			n.remoteLessor.Close()
 		}
 		n.group.Wait()
 		if n.consensus != nil {

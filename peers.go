@@ -25,11 +25,20 @@ var ErrRemoved = errors.New("coterie: this member has been permanently removed f
 // removal hears of it, and the others of what it has sent.
 const removalDelay = time.Second
 
-// events passes what the transport hears on to consensus. Until consensus
-// runs, it is dropped: raft sends again.
+// events passes what the transport hears on to consensus. Until consensus runs,
+// it is dropped: raft sends again. That this member has been removed is said only
+// once, and kept.
 type events struct {
-	n  *Node
-	to atomic.Pointer[consensus.Node]
+	to      atomic.Pointer[consensus.Node]
+	removed atomic.Bool
+}
+
+// passTo begins to pass events on.
+func (e *events) passTo(c *consensus.Node) {
+	e.to.Store(c)
+	if e.removed.Load() {
+		c.Fail(ErrRemoved)
+	}
 }
 
 var _ peer.Handler = (*events)(nil)
@@ -64,6 +73,7 @@ func (e *events) SnapshotSent(id uint64, ok bool) {
 
 // Removed implements peer.Handler.
 func (e *events) Removed() {
+	e.removed.Store(true)
 	if c := e.to.Load(); c != nil {
 		c.Fail(ErrRemoved)
 	}
@@ -71,7 +81,7 @@ func (e *events) Removed() {
 
 // startPeers makes the transport to the other members.
 func (n *Node) startPeers() (err error) {
-	n.events = &events{n: n}
+	n.events = &events{}
 	n.peers, err = peer.New(peer.Config{
 		ClusterID:    n.data.clusterID,
 		MemberID:     n.data.memberID,

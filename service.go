@@ -43,7 +43,7 @@ func (s *service) DBSize() int64 {
 
 func (s *service) KV() api.KV                      { return s.machine().KV }
 func (s *service) NewWatchStream() api.WatchStream { return s.machine().Watch.NewStream() }
-func (s *service) Lessor() api.Lessor              { return s.lessor }
+func (s *service) Lessor() api.Lessor              { return leaderLessor{s.Node} }
 func (s *service) LeaseKeys(id int64) []string     { return s.machine().Leases.Keys(id) }
 func (s *service) Alarms() []*pb.AlarmMember       { return s.machine().Alarms.List(pb.AlarmType_NONE) }
 func (s *service) Auth() api.Auth                  { return s.machine().Auth }

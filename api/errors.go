@@ -16,12 +16,16 @@ import (
 	"github.com/coteriedb/coterie/machine/watch"
 )
 
+var errNotEnoughStarted = status.Error(codes.Unknown, rpctypes.ErrMemberNotEnoughStarted.Error())
+
 // known says how the errors of the packages below look to a client: code and text are etcd's.
 var known = []struct{ err, status error }{
 	{mvcc.ErrCompacted, rpctypes.ErrGRPCCompacted},
 	{mvcc.ErrFutureRev, rpctypes.ErrGRPCFutureRev},
 	{mvcc.ErrKeyNotFound, rpctypes.ErrGRPCKeyNotFound},
 	{mvcc.ErrCorrupt, rpctypes.ErrGRPCCorrupt},
+	{mvcc.ErrTooLarge, rpctypes.ErrGRPCRequestTooLarge},
+	{machine.ErrEntryFull, status.Error(codes.Unknown, rpctypes.ErrTooManyRequests.Error())}, // none of it has happened: a client asks again
 	{mvcc.ErrClosed, rpctypes.ErrGRPCStopped}, // the state is being replaced by a snapshot: a client asks again
 
 	{lease.ErrNotFound, rpctypes.ErrGRPCLeaseNotFound},
@@ -35,7 +39,9 @@ var known = []struct{ err, status error }{
 	{machine.ErrMemberRemoved, rpctypes.ErrGRPCMemberNotFound},
 	{machine.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
 	{machine.ErrMemberNotLearner, rpctypes.ErrGRPCMemberNotLearner},
-	{machine.ErrLastVoter, rpctypes.ErrMemberNotEnoughStarted},
+	// etcd sends this one with the code Unknown too.
+	{machine.ErrLastVoter, errNotEnoughStarted},
+	{rpctypes.ErrMemberNotEnoughStarted, errNotEnoughStarted},
 	{watch.ErrClosed, rpctypes.ErrGRPCStopped}, // a client resumes its watchers elsewhere, or later
 
 	{auth.ErrRootUserNotExist, rpctypes.ErrGRPCRootUserNotExist},

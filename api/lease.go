@@ -52,7 +52,7 @@ func (ls leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest)
 func (ls leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	resp := &pb.LeaseTimeToLiveResponse{ID: r.ID}
 	err := ls.s.onLeader(ctx, func() (err error) {
-		resp.GrantedTTL, resp.TTL, err = ls.s.node.Lessor().TimeToLive(r.ID)
+		resp.GrantedTTL, resp.TTL, err = ls.s.node.Lessor().TimeToLive(ctx, r.ID)
 		return err
 	})
 	switch {

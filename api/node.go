@@ -72,12 +72,12 @@ type KV interface {
 	HashKV(ctx context.Context, rev int64) (hash uint32, hashRev, compactRev int64, err error)
 }
 
-// Lessor is the leader's clock of the leases.
+// Lessor is the leader's clock of the leases, here or on another member.
 type Lessor interface {
 	// Renew starts a lease's time anew and returns it in seconds.
 	Renew(ctx context.Context, id int64) (ttl int64, err error)
 	// TimeToLive returns a lease's time as granted and what is left of it, in seconds.
-	TimeToLive(id int64) (granted, remaining int64, err error)
+	TimeToLive(ctx context.Context, id int64) (granted, remaining int64, err error)
 	// Leases returns the ids of all leases, those that expire first in front.
 	Leases() []int64
 }
