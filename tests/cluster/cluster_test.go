@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/coteriedb/coterie/tests/network"
 	"github.com/coteriedb/coterie/tests/target"
 )
@@ -56,6 +58,12 @@ var built = sync.OnceValues(func() (string, error) {
 func TestMain(m *testing.M) {
 	flag.Parse()
 	code := m.Run()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
 	if path, err := built(); err == nil && *binary == "" {
 		os.RemoveAll(filepath.Dir(path))
 	}

@@ -25,7 +25,7 @@ func (f Fault) String() string {
 	return fmt.Sprintf("after %v, for %v: %s (%d)", f.After.Round(time.Millisecond), f.For.Round(time.Millisecond), f.Name, f.Pick)
 }
 
-// faults are all kinds of faults. Each hits a minority.
+// faults are all kinds of faults. But for the death of all, each hits a minority.
 var faults = []struct {
 	name string
 	size int // how many members it needs
@@ -61,6 +61,26 @@ var faults = []struct {
 	{"a slow link to a follower", 3, false, func(_ context.Context, s *scene) error {
 		s.net.Set(s.leader, s.follower, network.Rule{Rate: 20_000})
 		return nil
+	}},
+	{"kill all", 3, false, func(_ context.Context, s *scene) error {
+		for _, i := range s.cluster.Running() {
+			if err := s.kill(i); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
+	{"kill a follower behind a slow network", 3, false, func(_ context.Context, s *scene) error {
+		s.everywhere(network.Rule{Delay: 2 * time.Millisecond, Jitter: 10 * time.Millisecond, Loss: 0.02})
+		return s.kill(s.follower)
+	}},
+	{"isolate the leader and pause a follower", 5, true, func(_ context.Context, s *scene) error {
+		s.part([]int{s.leader})
+		return s.pause(s.follower)
+	}},
+	{"kill the leader and isolate a follower", 5, true, func(_ context.Context, s *scene) error {
+		s.part([]int{s.follower})
+		return s.kill(s.leader)
 	}},
 	{"restart all in turn", 3, false, func(ctx context.Context, s *scene) error { return s.restartAll(ctx) }},
 }
