@@ -3,8 +3,9 @@
 FUZZTIME ?= 30s
 OPS      ?= 200000
 KILLS    ?= 1000
+ROUNDS   ?= 20
 
-.PHONY: help build test check race fuzz oracle crash bench docs
+.PHONY: help build test check race fuzz oracle crash faults bench docs
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +35,9 @@ oracle: ## compare with a real etcd for OPS operations (200000), from a new seed
 
 crash: ## kill the server KILLS times (1000) under load and check every promise
 	go -C tests test ./crash -count 1 -timeout 0 -v -args -crash.rounds=$(KILLS) -crash.seed=$$(date +%s)
+
+faults: ## hurt clusters for ROUNDS rounds (20) of a minute, from a new seed, and check every promise (needs root)
+	COTERIE_TEST_NETWORK=1 go -C tests test ./cluster -count 1 -timeout 0 -v -run '^TestFaults$$' -args -cluster.rounds=$(ROUNDS) -cluster.duration=1m -cluster.seed=$$(date +%s)
 
 bench: ## measure against etcd and write docs/benchmarks.md
 	go run ./bench/compare --page docs/benchmarks.md
