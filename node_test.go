@@ -24,6 +24,7 @@ import (
 
 	"github.com/coteriedb/coterie/compactor"
 	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/guard"
 	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/machine/lease"
@@ -231,6 +232,7 @@ func TestLeaderOnASlowDiskLeadsLater(t *testing.T) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.lessor = lessor.New(leases, lessor.Options{})
 	n.compactor = compactor.New(compactor.Policy{}, compactionStore{n}, compactor.Options{})
+	n.guardian = guard.New(hashes{n}, guard.Options{})
 	n.consensus, err = consensus.Start(consensus.Config{
 		ID: 5, Log: log, Machine: m, Voters: []uint64{5}, Tick: time.Millisecond, ElectionTicks: 10,
 		RequestTimeout: 20 * time.Millisecond, FlushEntries: 100, KeepEntries: 100, Logger: zap.NewNop(),
