@@ -15,6 +15,7 @@ import (
 func TestCall(t *testing.T) {
 	a, b := start(t, 1), start(t, 2)
 	echo(b)
+	b.Handle("parts/of a name", func(_ context.Context, in []byte) ([]byte, error) { return in, nil })
 	b.Handle("refuse", func(context.Context, []byte) ([]byte, error) {
 		return nil, fmt.Errorf("wrapped: %w", &CallError{9, "not now"})
 	})
@@ -32,6 +33,9 @@ func TestCall(t *testing.T) {
 	large := strings.Repeat("x", 1<<20)
 	if out, err := a.Call(ctx, 2, "echo", []byte(large)); err != nil || string(out) != large {
 		t.Errorf("echo: %d bytes, %v", len(out), err)
+	}
+	if out, err := a.Call(ctx, 2, "parts/of a name", []byte("x")); err != nil || string(out) != "x" {
+		t.Errorf("a name of two parts: %q, %v", out, err)
 	}
 	if out, err := a.Call(ctx, 2, "echo", nil); err != nil || len(out) != 0 {
 		t.Errorf("echo of nothing: %q, %v", out, err)
