@@ -26,7 +26,7 @@ func Check(notes *Notes, histories map[int][]Event) error {
 		checkLinear(notes.Ops, past),
 	}
 	for _, w := range notes.Watches {
-		errs = append(errs, checkWatch(&w, past))
+		errs = append(errs, checkWatch(&w, past, notes.Compacted))
 	}
 	return errors.Join(errs...)
 }
@@ -359,8 +359,9 @@ func firstSeen(ops []Op) func(revision int64) time.Duration {
 	}
 }
 
-// checkWatch requires that a watch was told its part of the history.
-func checkWatch(w *Watch, past *Past) error {
+// checkWatch requires that a watch was told its part of the history. It may have missed what was compacted before it was
+// told, if it was told that; and previous values that were compacted.
+func checkWatch(w *Watch, past *Past, compacted int64) error {
 	var expected []Event
 	from := int64(1)
 	if len(w.Attempts) > 0 {
@@ -375,7 +376,16 @@ func checkWatch(w *Watch, past *Past) error {
 		return fmt.Errorf("watch %s, at member %d from %d: %s", w.Name, a.Member, a.From, fmt.Sprintf(format, args...))
 	}
 	promised := int64(0)
-	for _, a := range w.Attempts {
+	for i, a := range w.Attempts {
+		if a.Compacted > 0 {
+			seen := Watch{Attempts: []Attempt{{From: a.From, Responses: a.Responses}}}
+			if needed := seen.next(a.From); a.Compacted > compacted || a.Compacted <= needed {
+				return fail(a, "it ended because of a compaction at %d, and needed %d; clients have compacted at %d", a.Compacted, needed, compacted)
+			}
+		}
+		if i > 0 && w.Attempts[i-1].Compacted > 0 {
+			expected = slices.DeleteFunc(expected, func(e Event) bool { return e.Mod < a.From })
+		}
 		for _, r := range a.Responses {
 			if len(r.Events) == 0 && !r.Progress {
 				continue
@@ -392,7 +402,7 @@ func checkWatch(w *Watch, past *Past) error {
 					return fail(a, "a gap: %v came, expected was %v", e, expected[0])
 				case e.Mod < expected[0].Mod:
 					return fail(a, "%v comes again, or late; expected was %v", e, expected[0])
-				case !e.equal(expected[0], w.Prev):
+				case !e.equal(expected[0], w.Prev && (compacted == 0 || e.Prev != nil)):
 					return fail(a, "%v with previous %v came, expected was %v with previous %v", e, e.Prev, expected[0], expected[0].Prev)
 				}
 				expected = expected[1:]

@@ -111,6 +111,58 @@ func watched(events []Event, w Watch) Watch {
 	return w
 }
 
+// compacted is what faithful gives when the first half has been compacted, and a watch of it was away meanwhile.
+func compacted(seed uint64) (*Notes, map[int][]Event) {
+	notes, events := faithful(seed)
+	notes.Compacted = events[len(events)/2].Mod
+	late := watched(events, Watch{Name: "late", Key: "k/", Prefix: true, Prev: true})
+	var all []Response
+	for _, a := range late.Attempts {
+		all = append(all, a.Responses...)
+	}
+	second := slices.IndexFunc(all, func(r Response) bool { return r.Revision >= notes.Compacted })
+	late.Attempts = []Attempt{
+		{From: 1, Responses: all[:20], Compacted: notes.Compacted},
+		{From: notes.Compacted, Responses: all[second:]},
+	}
+	notes.Watches = append(notes.Watches, late)
+	first := slices.IndexFunc(events, func(e Event) bool { return e.Mod >= notes.Compacted })
+	rest := slices.Clone(events[first:])
+	rest[0].Prev = nil
+	return notes, members(rest)
+}
+
+func TestCompactedNotes(t *testing.T) {
+	for seed := range uint64(20) {
+		notes, histories := compacted(seed)
+		notes.Complete(histories)
+		if err := Check(notes, histories); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+	tests := []struct {
+		name, want string
+		alter      func(n *Notes, late *Watch)
+	}{
+		{"a gap that nobody told of", "a gap: ", func(_ *Notes, late *Watch) { late.Attempts[0].Compacted = 0 }},
+		{"a compaction that nobody asked for", "clients have compacted", func(n *Notes, _ *Watch) { n.Compacted-- }},
+		{"a compaction of what is not needed", "because of a compaction", func(_ *Notes, late *Watch) { late.Attempts[0].Compacted = 5 }},
+		{"an event behind the compaction is lost", "a gap: ", func(_ *Notes, late *Watch) {
+			late.Attempts[1].Responses = late.Attempts[1].Responses[2:]
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			notes, histories := compacted(1)
+			notes.Complete(histories)
+			test.alter(notes, &notes.Watches[len(notes.Watches)-1])
+			if err := Check(notes, histories); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("noticed without %q: %v", test.want, err)
+			}
+		})
+	}
+}
+
 func members(events []Event) map[int][]Event {
 	return map[int][]Event{0: events, 1: slices.Clone(events), 2: slices.Clone(events)}
 }

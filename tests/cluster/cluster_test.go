@@ -166,7 +166,8 @@ func faultRound(t *testing.T, seed uint64, members int) {
 	c := startCluster(ctx, t, members, n)
 	traffic, err := StartTraffic(ctx, c, TrafficConfig{
 		Seed: seed, Keys: 8, Pace: time.Duration(members) * 8 * time.Millisecond, Timeout: election, Value: 200,
-		Apart: target.Kind(*kind) == target.KindEtcd,
+		Compact: int64(seed % 4 / 2 * 300), // in every other pair of rounds
+		Apart:   target.Kind(*kind) == target.KindEtcd,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +206,7 @@ func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *Traffi
 	if err := traffic.Close(); err != nil {
 		t.Error(err)
 	}
-	histories, err := readHistories(ctx, c, revision)
+	histories, err := readHistories(ctx, c, max(1, traffic.Notes().Compacted), revision)
 	if err != nil {
 		t.Error(err)
 	}
@@ -213,6 +214,7 @@ func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *Traffi
 		t.Error(err)
 	}
 	notes := traffic.Notes()
+	notes.Complete(histories)
 	if err := Check(notes, histories); err != nil {
 		t.Error(shorten(err))
 	}
@@ -231,7 +233,7 @@ func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *Traffi
 	}
 }
 
-func readHistories(ctx context.Context, c *target.Cluster, revision int64) (map[int][]Event, error) {
+func readHistories(ctx context.Context, c *target.Cluster, from, until int64) (map[int][]Event, error) {
 	histories := map[int][]Event{}
 	for _, i := range c.Running() {
 		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -241,7 +243,7 @@ func readHistories(ctx context.Context, c *target.Cluster, revision int64) (map[
 			return nil, err
 		}
 		defer cli.Close()
-		if histories[i], err = ReadHistory(ctx, cli, revision); err != nil {
+		if histories[i], err = ReadHistory(ctx, cli, from, until); err != nil {
 			return nil, fmt.Errorf("member %d: %w", i, err)
 		}
 	}

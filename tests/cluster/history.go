@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -116,6 +117,7 @@ type Attempt struct {
 	Member    int
 	From      int64
 	Responses []Response
+	Compacted int64 `json:",omitempty"` // it ended because what it needed next was older than this
 }
 
 // Response is what a watch was told at a time.
@@ -141,14 +143,16 @@ func (w *Watch) next(from int64) int64 {
 				from = max(from, r.Events[len(r.Events)-1].Mod+1)
 			}
 		}
+		from = max(from, a.Compacted)
 	}
 	return from
 }
 
 // Notes are all that clients have noted.
 type Notes struct {
-	Ops     []Op
-	Watches []Watch
+	Ops       []Op
+	Watches   []Watch
+	Compacted int64 // what is older has been compacted, or may have been; 0 when nobody asked for it
 }
 
 // Write dumps notes and histories as lines of JSON.
@@ -170,6 +174,61 @@ func (n *Notes) Write(w io.Writer, histories map[int][]Event) error {
 		}
 	}
 	return nil
+}
+
+// Complete puts before the histories, which begin at the compacted revision, what is older: as the first watch was told
+// that saw it. Whether all watches were told the same is left to Check. Previous values are worked out, because members
+// do not have to know those that were compacted.
+func (n *Notes) Complete(histories map[int][]Event) {
+	if n.Compacted == 0 {
+		return
+	}
+	older := map[int64][]Event{}
+	for _, w := range n.Watches {
+		if w.Key != prefix || !w.Prefix {
+			continue
+		}
+		for _, a := range w.Attempts {
+			for _, r := range a.Responses {
+				for revision, events := range byRevision(r.Events) {
+					if older[revision] == nil && revision < n.Compacted {
+						older[revision] = events
+					}
+				}
+			}
+		}
+	}
+	var first []Event
+	for _, revision := range slices.Sorted(maps.Keys(older)) {
+		first = append(first, older[revision]...)
+	}
+	for i, h := range histories {
+		histories[i] = withPrevious(slices.Concat(first, h))
+	}
+}
+
+func byRevision(events []Event) map[int64][]Event {
+	all := map[int64][]Event{}
+	for _, e := range events {
+		all[e.Mod] = append(all[e.Mod], e)
+	}
+	return all
+}
+
+// withPrevious gives each event the state before it, in place of what it had.
+func withPrevious(events []Event) []Event {
+	state := map[string]*Pair{}
+	for i := range events {
+		e := &events[i]
+		e.Prev = state[e.Key]
+		if e.Delete {
+			delete(state, e.Key)
+			continue
+		}
+		p := e.Pair
+		state[e.Key] = &p
+	}
+	return events
 }
 
 // Past is a history with an index: which state there was at which revision.

@@ -143,7 +143,7 @@ func (u *users) check(ctx context.Context, c *target.Cluster) error {
 	if u.send(ctx, last); last.Return == Never {
 		return fmt.Errorf("the last write: %s", last.Err)
 	}
-	histories, err := readHistories(ctx, c, last.Revision)
+	histories, err := readHistories(ctx, c, 1, last.Revision)
 	if err != nil {
 		return err
 	}

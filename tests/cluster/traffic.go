@@ -25,6 +25,7 @@ type TrafficConfig struct {
 	Pace    time.Duration // between two requests of one client
 	Timeout time.Duration // of a request; after it, its outcome is not known
 	Value   int           // bytes added to values
+	Compact int64         // how many revisions are kept when older ones are compacted; 0 is all
 
 	// Apart gives watches that begin in the past another stream than those for which bookmarks are asked. Etcd can give
 	// a watch that has just begun a bookmark that was asked for before, on the same stream, and that is not true for it.
@@ -82,6 +83,9 @@ func StartTraffic(ctx context.Context, c *target.Cluster, cfg TrafficConfig) (*T
 		t.watches.Go(func() { t.wander(i) })
 	}
 	t.watches.Go(t.lookBack)
+	if cfg.Compact > 0 {
+		t.requests.Go(t.compact)
+	}
 	return t, nil
 }
 

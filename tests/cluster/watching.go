@@ -112,6 +112,7 @@ func (t *Traffic) attempt(ctx context.Context, cli *clientv3.Client, w *Watch, m
 			fenced = nil
 		case r, ok := <-responses:
 			if !ok || r.Canceled {
+				a.Compacted = r.CompactRevision
 				return interrupted
 			}
 			a.Responses = append(a.Responses, response(r))
@@ -162,12 +163,35 @@ func (t *Traffic) askProgress(j *joined) {
 	})
 }
 
-// ReadHistory reads a member's history from the first revision to the given one.
-func ReadHistory(ctx context.Context, cli *clientv3.Client, until int64) ([]Event, error) {
+// compact compacts what is some seconds old, so that watches that lag or begin in the past may lose it.
+func (t *Traffic) compact() {
+	r := rand.New(rand.NewPCG(t.cfg.Seed, 3000))
+	t.every(t.ctx, time.Second, func() {
+		running := t.cluster.Running()
+		if len(running) == 0 {
+			return
+		}
+		cli := t.clientOf(running[r.IntN(len(running))])
+		t.mu.Lock()
+		revision := t.last - t.cfg.Compact
+		if cli == nil || revision <= t.notes.Compacted {
+			t.mu.Unlock()
+			return
+		}
+		t.notes.Compacted = revision
+		t.mu.Unlock()
+		ctx, cancel := context.WithTimeout(t.ctx, t.cfg.Timeout)
+		defer cancel()
+		_, _ = cli.Compact(ctx, revision) // whether it came to pass is of no importance
+	})
+}
+
+// ReadHistory reads a member's history between two revisions.
+func ReadHistory(ctx context.Context, cli *clientv3.Client, from, until int64) ([]Event, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var events []Event
-	for r := range cli.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(1), clientv3.WithPrevKV()) {
+	for r := range cli.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithPrevKV()) {
 		if err := r.Err(); err != nil {
 			return nil, err
 		}
