@@ -23,7 +23,10 @@ type clientWatch struct {
 }
 
 // clientWatchPair is the same watcher on both servers.
-type clientWatchPair struct{ ref, sub *clientWatch }
+type clientWatchPair struct {
+	ref, sub *clientWatch
+	member   *side // of the subject, that serves it
+}
 
 func (p *clientWatchPair) close() {
 	p.ref.close()

@@ -11,7 +11,7 @@ import (
 
 // explainHash adds to a difference between two hashes the first revision at which the histories differ, and
 // what each server says happened there.
-func (r *runner) explainHash(ctx context.Context, diff *Difference) {
+func (r *runner) explainHash(ctx context.Context, m *side, diff *Difference) {
 	hash := func(s *side, rev int64) (uint32, error) {
 		resp, err := s.maintenance.HashKV(ctx, &pb.HashKVRequest{Revision: rev})
 		return resp.GetHash(), err
@@ -23,7 +23,7 @@ func (r *runner) explainHash(ctx context.Context, diff *Difference) {
 		if err != nil {
 			failed = err
 		}
-		sub, err := hash(r.sub, first+int64(i))
+		sub, err := hash(m, first+int64(i))
 		if err != nil {
 			failed = err
 		}
@@ -33,7 +33,7 @@ func (r *runner) explainHash(ctx context.Context, diff *Difference) {
 		return // the difference stands without an explanation
 	}
 	diff.Reference += fmt.Sprintf("; first different at %d: %s", at, eventsAt(ctx, r.ref, at))
-	diff.Subject += fmt.Sprintf("; first different at %d: %s", at, eventsAt(ctx, r.sub, at))
+	diff.Subject += fmt.Sprintf("; first different at %d: %s", at, eventsAt(ctx, m, at))
 }
 
 // eventsAt reads one revision's events.

@@ -51,8 +51,9 @@ func clientKeepAliveCall(req *pb.LeaseKeepAliveRequest) operation {
 }
 
 // timeToLiveCall asks for the remaining time, which is compared with what the clock allows instead of with the
-// other server's answer. Attached keys have no order in etcd; they are compared sorted.
-func timeToLiveCall(req *pb.LeaseTimeToLiveRequest) operation {
+// other server's answer; a new leader adds what an election may have taken. Attached keys have no order in etcd; they are
+// compared sorted.
+func timeToLiveCall(req *pb.LeaseTimeToLiveRequest, added time.Duration) operation {
 	return callOf("LeaseTimeToLive", req, func(s *side, ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 		resp, err := s.lease.LeaseTimeToLive(ctx, r)
 		if err != nil {
@@ -61,7 +62,7 @@ func timeToLiveCall(req *pb.LeaseTimeToLiveRequest) operation {
 		slices.SortFunc(resp.Keys, slices.Compare)
 		if resp.TTL > 0 {
 			// A sequence lasts a few minutes at most; no lease here has had more time to run down.
-			if resp.TTL > resp.GrantedTTL || resp.TTL < resp.GrantedTTL-int64((10*time.Minute).Seconds()) {
+			if resp.TTL > resp.GrantedTTL+int64(added.Seconds()) || resp.TTL < resp.GrantedTTL-int64((10*time.Minute).Seconds()) {
 				return nil, fmt.Errorf("%d s remain of %d s", resp.TTL, resp.GrantedTTL)
 			}
 			resp.TTL = resp.GrantedTTL
@@ -130,13 +131,20 @@ func (r *runner) timeToLive(ctx context.Context) error {
 	if r.gen.chance(100) {
 		req.ID = pick(r.gen, []int64{0, r.gen.unknownLease()})
 	}
-	_, err := r.compare(ctx, timeToLiveCall(req))
+	var added time.Duration
+	if r.opts.clustered() {
+		added = electionTimeout
+	}
+	_, err := r.compare(ctx, timeToLiveCall(req, added))
 	return err
 }
 
 func (r *runner) listLeases(ctx context.Context) error {
-	ttls := r.gen.leases
-	_, err := r.compare(ctx, leasesCall(func(id int64) int64 { return ttls[id] }))
+	order := func(id int64) int64 { return r.gen.leases[id] }
+	if r.opts.clustered() {
+		order = func(int64) int64 { return 0 } // only the leader knows when leases expire
+	}
+	_, err := r.compare(ctx, leasesCall(order))
 	return err
 }
 
@@ -210,7 +218,7 @@ func (s *side) awaitExpiry(ctx context.Context, id int64) (proto.Message, error)
 			return nil, err
 		}
 		if resp.TTL == -1 && resp.GrantedTTL == 0 {
-			return resp, nil
+			return s.expired(ctx, id)
 		}
 		select {
 		case <-ctx.Done():
@@ -218,4 +226,13 @@ func (s *side) awaitExpiry(ctx context.Context, id int64) (proto.Message, error)
 		case <-poll.C:
 		}
 	}
+}
+
+// expired asks for a lease that is gone once more, when that must show in the revision of this server: whether a lease
+// exists is the leader's answer, the revision is the member's own.
+func (s *side) expired(ctx context.Context, id int64) (proto.Message, error) {
+	if _, err := s.kv.Range(ctx, &pb.RangeRequest{Key: []byte{0}, CountOnly: true}); err != nil {
+		return nil, err
+	}
+	return s.lease.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: id})
 }

@@ -7,6 +7,10 @@
 // follows when both have answered: what a server does concurrently by itself, such as feeding watchers that
 // start in the past or compacting in the background, is waited for before it could become visible.
 //
+// The subject may be a cluster. Every operation then goes through one of its members, which the seed chooses, and members
+// leave and return meanwhile. Before a request that a member answers from what it has applied by itself, the member is
+// given the time to apply what was acknowledged before; a linearizable request is given none.
+//
 // Permitted to differ are cluster and member ids, raft terms, lease ids that the server has chosen, and
 // remaining times to live within what the clock allows. The package knows both servers only as endpoints.
 package oracle
@@ -15,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -27,9 +32,14 @@ import (
 // Starter starts a fresh server.
 type Starter func(ctx context.Context, cfg target.Config) (target.Server, error)
 
+// ClusterStarter starts a fresh cluster of so many members.
+type ClusterStarter func(ctx context.Context, cfg target.Config, members int) (*target.Cluster, error)
+
 // Pair names the two servers that are compared.
 type Pair struct {
 	Reference, Subject Starter
+	// Cluster starts the subject of sequences with more than one member.
+	Cluster ClusterStarter
 	// SubjectDial are options of the subject's client, with which a test alters answers to prove that the
 	// comparison notices.
 	SubjectDial []grpc.DialOption
@@ -40,6 +50,9 @@ type Options struct {
 	Seed uint64
 	Ops  int
 	Dir  string // for the servers' data; the caller removes it
+	// Members is how many the subject has; zero means one. One member of several is restarted at a time, and the
+	// reference is not.
+	Members int
 	// NoRestarts keeps both servers up, for a subject that cannot be restarted.
 	NoRestarts bool
 	// WatchTimeout bounds the wait for what a server must send to its watchers; zero means enough for a busy
@@ -76,7 +89,13 @@ func (d *Difference) Error() string {
 		d.Options.Seed, d.Step, d.Operation, d.Reference, d.Subject, d.Options.replay())
 }
 
+func (o Options) clustered() bool { return o.Members > 1 }
+
 func (o Options) replay() string {
+	if o.clustered() {
+		return fmt.Sprintf("cd tests && go test ./oracle -run 'TestCluster$' -oracle.seed=%d -oracle.length=%d -oracle.cluster=%d -v",
+			o.Seed, o.Ops, o.Ops)
+	}
 	return fmt.Sprintf("cd tests && go test ./oracle -run 'TestSequences$' -oracle.seed=%d -oracle.length=%d -oracle.ops=%d -v",
 		o.Seed, o.Ops, o.Ops)
 }
@@ -94,6 +113,7 @@ func Run(ctx context.Context, p Pair, o Options) (Stats, error) {
 		gen:   g,
 		plan:  g.plan(o),
 		board: newBoard(),
+		turns: rand.New(rand.NewPCG(o.Seed, 0x7475726e73)),
 		stats: newStats(),
 	}
 	defer r.close()
@@ -102,7 +122,7 @@ func Run(ctx context.Context, p Pair, o Options) (Stats, error) {
 	if r.ref, err = startSide(ctx, p.Reference, cfg, filepath.Join(o.Dir, "reference"), nil); err != nil {
 		return r.stats, fmt.Errorf("seed %d: %w", o.Seed, err)
 	}
-	if r.sub, err = startSide(ctx, p.Subject, cfg, filepath.Join(o.Dir, "subject"), p.SubjectDial); err != nil {
+	if err = r.startSubject(ctx, p, cfg); err != nil {
 		return r.stats, fmt.Errorf("seed %d: %w", o.Seed, err)
 	}
 	if err := r.run(ctx); err != nil {
@@ -113,6 +133,19 @@ func Run(ctx context.Context, p Pair, o Options) (Stats, error) {
 		return r.stats, err
 	}
 	return r.stats, r.closeServers()
+}
+
+// startSubject starts the single server or the cluster.
+func (r *runner) startSubject(ctx context.Context, p Pair, cfg target.Config) error {
+	dir := filepath.Join(r.opts.Dir, "subject")
+	if r.opts.clustered() {
+		return r.startCluster(ctx, p, cfg, dir)
+	}
+	s, err := startSide(ctx, p.Subject, cfg, dir, p.SubjectDial)
+	if err == nil {
+		r.members = []*side{s}
+	}
+	return err
 }
 
 // answerTimeout bounds one operation on one server. It is far beyond what any of them takes, so that reaching

@@ -25,6 +25,7 @@ var (
 	flagLength   = flag.Int("oracle.length", 4_000, "operations in one sequence")
 	flagSeed     = flag.Uint64("oracle.seed", 0, "seed of the first sequence; the others follow it (0: from the clock)")
 	flagParallel = flag.Int("oracle.parallel", 6, "sequences that run at the same time")
+	flagCluster  = flag.Int("oracle.cluster", 4_000, "operations to compare in all through the members of a cluster")
 	flagTrace    = flag.Bool("oracle.trace", false, "log every operation; for the replay of a single sequence")
 	flagAll      = flag.Bool("oracle.all", false, "go on after a difference with the sequences that are left")
 	flagSelf     = flag.Bool("oracle.self", false, "compare etcd with etcd instead of with Coterie")
@@ -32,11 +33,8 @@ var (
 		"an empty server to compare with etcd, instead of one that is started; it serves one sequence, default limits differ from the test's")
 )
 
-var coterieBinary struct {
-	sync.Once
-	path string
-	err  error
-}
+// coterieBinary builds Coterie when the first test needs it.
+var coterieBinary = sync.OnceValues(func() (string, error) { return target.BuildCoterie(context.Background(), binDir) })
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -59,11 +57,28 @@ func etcd(ctx context.Context, cfg target.Config) (target.Server, error) {
 }
 
 func coterie(ctx context.Context, cfg target.Config) (target.Server, error) {
-	coterieBinary.Do(func() { coterieBinary.path, coterieBinary.err = target.BuildCoterie(ctx, binDir) })
-	if coterieBinary.err != nil {
-		return nil, coterieBinary.err
+	binary, err := coterieBinary()
+	if err != nil {
+		return nil, err
 	}
-	return target.StartCoterie(ctx, coterieBinary.path, cfg)
+	return target.StartCoterie(ctx, binary, cfg)
+}
+
+// coterieCluster starts Coterie's members. The log is flushed and cut often.
+func coterieCluster(ctx context.Context, cfg target.Config, members int) (*target.Cluster, error) {
+	binary, err := coterieBinary()
+	if err != nil {
+		return nil, err
+	}
+	return target.StartCluster(ctx, target.ClusterConfig{
+		Binary: binary, Kind: target.KindCoterie, Dir: cfg.Dir, Size: members,
+		Flags: []string{
+			"--unsafe-no-fsync=" + strconv.FormatBool(cfg.UnsafeNoFsync),
+			"--max-txn-ops", strconv.FormatUint(uint64(cfg.MaxTxnOps), 10),
+			"--max-request-bytes", strconv.FormatUint(uint64(cfg.MaxRequestBytes), 10),
+			"--snapshot-count", "100", "--snapshot-catchup-entries", "50",
+		},
+	})
 }
 
 // subject is what the flags name: Coterie unless they say otherwise.
@@ -100,6 +115,22 @@ func TestSequences(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(total.ByName)) {
 		t.Logf("%8d %s, of them refused %d", total.ByName[name], name, total.Refused[name])
 	}
+}
+
+// TestCluster compares sequences through the members of a cluster of three. Without a seed it runs the same each time.
+func TestCluster(t *testing.T) {
+	if *flagEndpoint != "" {
+		t.Logf("the members of a server given by its endpoint are not known")
+		return
+	}
+	first := max(1, *flagSeed)
+	count := max(1, *flagCluster / *flagLength)
+	began := time.Now()
+	total := runAll(t, Pair{Reference: etcd, Cluster: coterieCluster}, count, func(i int) Options {
+		return Options{Seed: first + uint64(i), Ops: min(*flagLength, *flagCluster), Members: 3}
+	})
+	t.Logf("%d operations through three members in %v: %d watch events, %d comparisons of the whole state, %d restarts of a member",
+		total.Ops, time.Since(began).Round(time.Millisecond), total.Events, total.Checks, total.Restarts)
 }
 
 // TestSeeds runs the sequences that once found a difference.

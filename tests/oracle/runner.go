@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
@@ -27,9 +28,12 @@ type runner struct {
 	stats Stats
 	step  int
 
-	ref, sub *side
-	streams  []*streamPair
-	clients  []*clientWatchPair
+	ref     *side
+	members []*side // the subject: one server, or the members of a cluster
+	turns   *rand.Rand
+	away    absence
+	streams []*streamPair
+	clients []*clientWatchPair
 	// clientsLag is whether a watcher of clientv3's may still be reading history.
 	clientsLag bool
 }
@@ -83,7 +87,13 @@ func (g *generator) plan(o Options) plan {
 	add(1, (*runner).closeClientWatcher)
 	add(4, (*runner).awaitWatchers)
 
-	if !o.NoRestarts && g.chance(500) {
+	switch {
+	case o.NoRestarts:
+	case o.clustered():
+		for range 2 + g.IntN(3) {
+			p.restarts[g.IntN(1+o.Ops/2)] = target.Stop(g.IntN(2))
+		}
+	case g.chance(500):
 		for range 1 + g.IntN(2) {
 			p.restarts[g.IntN(o.Ops)] = target.Stop(g.IntN(2))
 		}
@@ -115,10 +125,18 @@ func (r *runner) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := r.comeBack(ctx); err != nil {
+		return err
+	}
 	return r.checkState(ctx)
 }
 
 func (r *runner) oneStep(ctx context.Context) error {
+	if r.away.member != nil && r.step == r.away.until {
+		if err := r.comeBack(ctx); err != nil {
+			return err
+		}
+	}
 	if how, ok := r.plan.restarts[r.step]; ok {
 		if err := r.restart(ctx, how); err != nil {
 			return err
@@ -144,11 +162,21 @@ func (r *runner) oneStep(ctx context.Context) error {
 
 // compare sends an operation to both servers at once and returns the answer that they share.
 func (r *runner) compare(ctx context.Context, o operation) (answer, error) {
+	return r.compareAt(ctx, r.turn(), o)
+}
+
+// compareAt is compare through the given member of the subject.
+func (r *runner) compareAt(ctx context.Context, m *side, o operation) (answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
+	if local(o.req) {
+		if err := r.catchUp(ctx, m); err != nil {
+			return answer{}, err
+		}
+	}
 	subject := make(chan answer, 1)
 	go func() { // ends with the call, which ctx bounds; the receive below waits for it
-		subject <- newAnswer(o.send(ctx, r.sub))
+		subject <- newAnswer(o.send(ctx, m))
 	}()
 	ref := newAnswer(o.send(ctx, r.ref))
 	sub := <-subject
@@ -158,12 +186,12 @@ func (r *runner) compare(ctx context.Context, o operation) (answer, error) {
 		r.stats.Refused[o.name]++
 	}
 	if r.opts.Trace != nil {
-		r.opts.Trace(r.step, o.String(), ref.String())
+		r.opts.Trace(r.step, o.String()+r.through(m), ref.String())
 	}
 	if !ref.equal(sub) {
-		diff := r.difference(o.String(), ref.String(), sub.String())
+		diff := r.difference(o.String()+r.through(m), ref.String(), sub.String())
 		if _, hashes := o.req.(*pb.HashKVRequest); hashes && ref.err == "" && sub.err == "" {
-			r.explainHash(ctx, diff)
+			r.explainHash(ctx, m, diff)
 		}
 		return answer{}, diff
 	}
@@ -269,25 +297,31 @@ func (r *runner) checkState(ctx context.Context) error {
 		return err
 	}
 	r.stats.Checks++
-	for _, o := range []operation{
-		rangeCall(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}),
-		hashKVCall(&pb.HashKVRequest{Revision: r.gen.rev}),
-	} {
-		if err := r.send(ctx, o); err != nil {
-			return err
+	for _, m := range r.present() {
+		for _, o := range []operation{
+			rangeCall(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}),
+			hashKVCall(&pb.HashKVRequest{Revision: r.gen.rev}),
+		} {
+			if _, err := r.compareAt(ctx, m, o); err != nil {
+				return err
+			}
 		}
 	}
 	return r.listLeases(ctx)
 }
 
-// restart stops both servers and starts them on their data. Watchers end with the servers.
+// restart stops both servers and starts them on their data. Watchers end with the servers. Of a cluster one member
+// leaves.
 func (r *runner) restart(ctx context.Context, how target.Stop) error {
+	if r.opts.clustered() {
+		return r.leave(ctx, how)
+	}
 	if err := r.awaitWatchers(ctx); err != nil {
 		return err
 	}
 	r.closeWatchers()
 	subject := make(chan error, 1)
-	go func() { subject <- r.sub.restart(ctx, how) }() // ends with the restart; the receive below waits
+	go func() { subject <- r.members[0].restart(ctx, how) }() // ends with the restart; the receive below waits
 	refErr := r.ref.restart(ctx, target.Graceful)
 	if err := errors.Join(refErr, <-subject); err != nil {
 		return fmt.Errorf("restart (%s): %w", how, err)
@@ -299,7 +333,7 @@ func (r *runner) restart(ctx context.Context, how target.Stop) error {
 // close ends everything that is still open; a failure has been reported already.
 func (r *runner) close() {
 	r.closeWatchers()
-	for _, s := range []*side{r.ref, r.sub} {
+	for _, s := range append([]*side{r.ref}, r.members...) {
 		if s != nil {
 			_ = s.disconnect()
 			_ = s.server.Close()
@@ -310,7 +344,14 @@ func (r *runner) close() {
 // closeServers ends everything in order after a sequence that went well.
 func (r *runner) closeServers() error {
 	r.closeWatchers()
-	return errors.Join(r.ref.disconnect(), r.sub.disconnect(), r.ref.server.Close(), r.sub.server.Close())
+	errs := []error{r.ref.disconnect()}
+	for _, m := range r.members {
+		errs = append(errs, m.disconnect())
+	}
+	for _, m := range r.members {
+		errs = append(errs, m.server.Close())
+	}
+	return errors.Join(append(errs, r.ref.server.Close())...)
 }
 
 func (r *runner) closeWatchers() {

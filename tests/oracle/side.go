@@ -12,10 +12,11 @@ import (
 	"github.com/coteriedb/coterie/tests/target"
 )
 
-// side is one of the two servers with the clients that talk to it: clientv3, as users do, and the generated
+// side is one of the two servers, or a member of the subject, with the clients that talk to it: clientv3, as users do, and the generated
 // clients on the same connection for what clientv3 would not let through.
 type side struct {
 	server target.Server
+	number int // among the members of a cluster
 	dial   []grpc.DialOption
 
 	cli         *clientv3.Client

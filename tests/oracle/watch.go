@@ -199,6 +199,7 @@ type watcher struct {
 // streamPair is the same Watch call on both servers.
 type streamPair struct {
 	ref, sub *watchStream
+	member   *side      // of the subject, that serves it
 	watchers []*watcher // live
 	created  int        // watchers made so far, live or not
 	lagging  bool       // a watcher may still be reading history

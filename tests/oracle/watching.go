@@ -26,12 +26,13 @@ func (r *runner) someStream() (*streamPair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reference: %w", err)
 	}
-	sub, err := openStream(r.sub, r.board)
+	m := r.turn()
+	sub, err := openStream(m, r.board)
 	if err != nil {
 		ref.close()
 		return nil, fmt.Errorf("subject: %w", err)
 	}
-	p := &streamPair{ref: ref, sub: sub}
+	p := &streamPair{ref: ref, sub: sub, member: m}
 	r.streams = append(r.streams, p)
 	return p, nil
 }
@@ -112,6 +113,9 @@ func cancelRequest(id int64) *pb.WatchRequest {
 func (r *runner) control(ctx context.Context, p *streamPair, name string, req *pb.WatchRequest) (*pb.WatchResponse, error) {
 	r.stats.Ops++
 	r.stats.ByName[name]++
+	if err := r.catchUp(ctx, p.member); err != nil {
+		return nil, err
+	}
 	if err := p.send(req); err != nil {
 		return nil, err
 	}
@@ -126,7 +130,7 @@ func (r *runner) control(ctx context.Context, p *streamPair, name string, req *p
 		r.opts.Trace(r.step, name+" "+show(req), p.ref.describe(ref))
 	}
 	if err != nil || ref == nil || sub == nil || !proto.Equal(ref, sub) {
-		return nil, r.difference(name+" "+show(req), p.ref.describe(ref), p.sub.describe(sub))
+		return nil, r.difference(name+" "+show(req)+r.through(p.member), p.ref.describe(ref), p.sub.describe(sub))
 	}
 	return ref, nil
 }
@@ -255,9 +259,14 @@ func (r *runner) openClientWatcher(ctx context.Context) error {
 	announce := r.gen.chance(500)
 	r.stats.Ops++
 	r.stats.ByName["Watch through clientv3"]++
+	m := r.turn()
+	if err := r.catchUp(ctx, m); err != nil {
+		return err
+	}
 	p := &clientWatchPair{
-		ref: openClientWatch(r.ref, r.board, req, announce),
-		sub: openClientWatch(r.sub, r.board, req, announce),
+		ref:    openClientWatch(r.ref, r.board, req, announce),
+		sub:    openClientWatch(m, r.board, req, announce),
+		member: m,
 	}
 	r.clients = append(r.clients, p)
 	r.clientsLag = true
@@ -481,7 +490,13 @@ func (r *runner) clientBarrier(ctx context.Context) error {
 	r.stats.ByName["Watch progress through clientv3"]++
 	err := r.insist(ctx,
 		func(ctx context.Context) error {
-			return errors.Join(r.ref.cli.RequestProgress(ctx), r.sub.cli.RequestProgress(ctx))
+			err := r.ref.cli.RequestProgress(ctx)
+			for _, m := range r.present() {
+				if slices.ContainsFunc(r.clients, func(p *clientWatchPair) bool { return p.member == m }) {
+					err = errors.Join(err, m.cli.RequestProgress(ctx))
+				}
+			}
+			return err
 		},
 		func() bool {
 			for _, p := range r.clients {
