@@ -14,7 +14,7 @@ build: ## build bin/coterie
 	go build -o bin/coterie ./cmd/coterie
 
 test: ## run all tests
-	go test ./... && go -C tests test -count 1 ./...
+	go test ./... && go -C tests test -count 1 -p 1 ./...
 
 check: ## run what CI runs: formatting, vet, staticcheck, all tests
 	.ci/run

@@ -262,7 +262,7 @@ func (n *Node) becomeReady(ctx context.Context) error {
 			n.log.Warn("this member has not been sent a state yet: waiting for the cluster")
 			return n.await(ctx, ready)
 		}
-		n.log.Warn("no leader is known yet: serving what can be served without one")
+		n.log.Warn("not caught up with the cluster yet, or no leader is known: serving what can be served so")
 	case <-ctx.Done():
 		return fmt.Errorf("wait for a leader: %w", ctx.Err())
 	}
