@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +35,7 @@ const scriptTimeout = 60 * time.Second
 var bin struct {
 	dir     string
 	coterie string
+	etcd    func() (string, error) // builds the server at the first call
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -58,6 +60,7 @@ func buildAll(dir string) error {
 		return err
 	}
 	bin.dir, bin.coterie = dir, coterie
+	bin.etcd = sync.OnceValues(func() (string, error) { return target.BuildBinary(ctx, target.KindEtcd, dir) })
 	_, err1 := target.BuildTool(ctx, dir, target.Etcdctl)
 	_, err2 := target.BuildTool(ctx, dir, target.Etcdutl)
 	return errors.Join(err1, err2)
@@ -81,7 +84,7 @@ var servers = []struct {
 func TestTranscripts(t *testing.T) {
 	for _, s := range servers {
 		t.Run(s.name, func(t *testing.T) {
-			datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+			datadriven.Walk(t, "testdata/alone", func(t *testing.T, path string) {
 				dir := t.TempDir()
 				server, err := s.start(t.Context(), filepath.Join(dir, "data"))
 				if err != nil {
@@ -104,6 +107,7 @@ func TestTranscripts(t *testing.T) {
 type shell struct {
 	dir        string
 	env        []string
+	prelude    string // put before every script
 	names      *names
 	background map[string]*process
 }
@@ -131,7 +135,7 @@ func (s *shell) close() {
 
 // directive runs one directive of a transcript:
 //
-//	sh                         a script; prints its output and how it ended
+//	sh [sort]                  a script; prints its output, by request sorted, and how it ended
 //	decode type=M              a script whose output is one protobuf message M of etcd's; prints its text
 //	start name=N               a script that goes on in the background
 //	await name=N lines=K       waits for K lines of its output
@@ -146,7 +150,13 @@ func (s *shell) directive(t *testing.T, d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "sh":
 		p := s.start(t, d.Input)
-		return s.names.replace(p.finish(t))
+		text := s.names.replace(p.finish(t))
+		if d.HasArg("sort") {
+			lines := strings.SplitAfter(text, "\n")
+			slices.Sort(lines)
+			text = strings.Join(lines, "")
+		}
+		return text
 	case "decode":
 		p := s.start(t, d.Input)
 		p.finish(t)
@@ -206,7 +216,7 @@ func (s *shell) start(t *testing.T, script string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sh", "-c", script)
+	cmd := exec.Command("sh", "-c", s.prelude+script)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, s.env, file, file
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a signal reaches all that the script runs
 	if err := cmd.Start(); err != nil {

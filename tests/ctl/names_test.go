@@ -8,7 +8,8 @@ import (
 
 // names replaces what two servers cannot have in common. A lease keeps its name throughout a transcript.
 type names struct {
-	endpoint string
+	endpoint string // of the single server
+	subnet   string // of a cluster's members: the beginning of their addresses
 	leases   map[string]string
 }
 
@@ -49,8 +50,12 @@ var (
 )
 
 func (n *names) replace(text string) string {
-	text = strings.ReplaceAll(text, n.endpoint, "ENDPOINT")
-	text = strings.ReplaceAll(text, strings.TrimPrefix(n.endpoint, "http://"), "ENDPOINT")
+	if n.subnet != "" {
+		text = strings.ReplaceAll(text, n.subnet, "127.0.0.")
+	} else {
+		text = strings.ReplaceAll(text, n.endpoint, "ENDPOINT")
+		text = strings.ReplaceAll(text, strings.TrimPrefix(n.endpoint, "http://"), "ENDPOINT")
+	}
 	text = tableBorder.ReplaceAllString(text, "─")
 	text = tableBlank.ReplaceAllString(text, "│")
 	for _, r := range rules {
