@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,18 +29,23 @@ const (
 	memoryLimit = 700 << 20
 )
 
-// installed is what a member logs when it has taken a snapshot of another's state for its own.
+// installed is what a member logs when it takes a snapshot of another's state for its own.
 var installed = map[target.Kind]string{
-	target.KindCoterie: "state replaced by a snapshot",
+	target.KindCoterie: "installing a snapshot",
 	target.KindEtcd:    "applied snapshot",
 }
 
 // TestAbsentMember keeps a member away while much is written: the others do not keep everything for it, in memory or in
-// their logs, and it comes back by a snapshot.
+// their logs, and it comes back by a snapshot. It is killed again and again while it receives and installs that, and the
+// leader that sends it once. Then a new member joins in the same way.
 func TestAbsentMember(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	c := startCluster(ctx, t, 3, nil)
+	var slowly []string
+	if target.Kind(*kind) == target.KindCoterie {
+		slowly = []string{"--snapshot-send-rate", "67108864"} // so that it takes a second or two
+	}
+	c := startCluster(ctx, t, 3, nil, slowly...)
 	leader, err := c.Leader(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -78,29 +83,148 @@ func TestAbsentMember(t *testing.T) {
 	if err := c.Start(absent); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.WaitReady(ctx, absent); err != nil {
+	r := rand.New(rand.NewPCG(*seed, 0))
+	if err := interrupt(ctx, c, absent, r); err != nil {
 		t.Fatal(err)
 	}
-	back, err := c.Client(absent)
-	if err != nil {
+	if err := interruptLeader(ctx, c, r); err != nil {
 		t.Fatal(err)
 	}
-	defer back.Close()
-	newest, err := back.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("it was back after %v", time.Since(began).Round(time.Millisecond))
-	if err := compareHashes(ctx, c, newest.Header.Revision); err != nil {
+	if err := settled(ctx, c, absent); err != nil {
 		t.Error(err)
 	}
-	text, err := os.ReadFile(c.LogPath(absent))
+	t.Logf("it was back after %v", time.Since(began).Round(time.Millisecond))
+
+	began = time.Now()
+	joiner, err := c.AddMember(ctx, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Contains(text, []byte(installed[target.Kind(*kind)])) {
-		t.Error("the member that was away has not been sent a snapshot")
+	if err := interrupt(ctx, c, joiner, r); err != nil {
+		t.Fatal(err)
 	}
+	if err := promote(ctx, c, joiner); err != nil {
+		t.Fatal(err)
+	}
+	if err := settled(ctx, c, joiner); err != nil {
+		t.Error(err)
+	}
+	t.Logf("one more had joined after %v", time.Since(began).Round(time.Millisecond))
+}
+
+// interrupt kills a member that has just started, and starts it again, again and again: each time a moment later on the
+// way from its start to the end of the snapshot that it receives.
+func interrupt(ctx context.Context, c *target.Cluster, i int, r *rand.Rand) error {
+	for n := range 10 {
+		if err := last(ctx, time.Duration(n*150)*time.Millisecond+time.Duration(r.Int64N(int64(150*time.Millisecond)))); err != nil {
+			return err
+		}
+		if err := c.Kill(i); err != nil {
+			return err
+		}
+		if err := c.Start(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// interruptLeader kills the leader soon, and starts it again.
+func interruptLeader(ctx context.Context, c *target.Cluster, r *rand.Rand) error {
+	leader, err := c.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	if err := last(ctx, time.Duration(r.Int64N(int64(time.Second)))); err != nil {
+		return err
+	}
+	if err := c.Kill(leader); err != nil {
+		return err
+	}
+	return c.Start(leader)
+}
+
+// promote makes a learner a voter, as soon as it has caught up.
+func promote(ctx context.Context, c *target.Cluster, i int) error {
+	leader, err := c.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	cli, err := c.Client(leader)
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	id, err := c.ID(ctx, i)
+	if err != nil {
+		return err
+	}
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		if _, err = cli.MemberPromote(ctx, id); err == nil {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("promote %s: %w (%w)", c.Name(i), ctx.Err(), err)
+		}
+	}
+}
+
+// settled waits until a member has been sent a snapshot, has all data and holds the same as the others.
+func settled(ctx context.Context, c *target.Cluster, i int) error {
+	if err := c.WaitReady(ctx); err != nil {
+		return err
+	}
+	leader, err := c.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	revision, err := revisionOf(ctx, c, leader)
+	if err != nil {
+		return err
+	}
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		if at, err := revisionOf(ctx, c, i); err == nil && at >= revision {
+			break
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not catch up: %w", c.Name(i), ctx.Err())
+		}
+	}
+	text, err := os.ReadFile(c.LogPath(i))
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(text, []byte(installed[target.Kind(*kind)])) {
+		return fmt.Errorf("%s has not been sent a snapshot", c.Name(i))
+	}
+	if err := compareHashes(ctx, c, revision); err != nil {
+		return err
+	}
+	return c.Failed()
+}
+
+// revisionOf asks a member how far it is.
+func revisionOf(ctx context.Context, c *target.Cluster, i int) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	cli, err := c.Client(i)
+	if err != nil {
+		return 0, err
+	}
+	defer cli.Close()
+	status, err := cli.Status(ctx, c.Endpoint(i))
+	if err != nil {
+		return 0, err
+	}
+	return status.Header.Revision, nil
 }
 
 // fill writes so many bytes over a few keys, and compacts what is behind.
@@ -114,11 +238,18 @@ func fill(ctx context.Context, cli *clientv3.Client, total int64) error {
 		all     sync.WaitGroup
 		errs    [writers]error
 	)
-	value := strings.Repeat("v", size)
+	// Values that do not become small when they are stored, and differ.
+	r := rand.New(rand.NewPCG(*seed, 0))
+	noise := make([]byte, 4<<20)
+	for i := range noise {
+		noise[i] = byte(r.Uint32())
+	}
 	for w := range writers {
+		r := rand.New(rand.NewPCG(*seed, uint64(w)))
 		all.Go(func() {
 			for i := 0; written.Add(size) < total; i++ {
-				resp, err := cli.Put(ctx, fmt.Sprintf("%s%d/%d", prefix, w, i%50), value)
+				at := r.IntN(len(noise) - size)
+				resp, err := cli.Put(ctx, fmt.Sprintf("%s%d/%d", prefix, w, i%50), string(noise[at:at+size]))
 				if err == nil && w == 0 && i%50 == 0 && resp.Header.Revision > 1000 {
 					_, err = cli.Compact(ctx, resp.Header.Revision-1000)
 				}

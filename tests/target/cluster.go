@@ -456,9 +456,19 @@ func (c *Cluster) leader(ctx context.Context) (int, bool) {
 	return found, found >= 0 && (followers > 1 || c.Size() == 1)
 }
 
+// leaderClient connects to the leader: a learner does not answer what concerns members, and etcd waits for as long as the
+// client does when it passes such a request on to a leader that no longer is.
+func (c *Cluster) leaderClient(ctx context.Context) (*clientv3.Client, error) {
+	leader, err := c.Leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.Client(leader)
+}
+
 // ID is the member id of member i, as the cluster lists it.
 func (c *Cluster) ID(ctx context.Context, i int) (uint64, error) {
-	cli, err := c.Client()
+	cli, err := c.leaderClient(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -477,11 +487,7 @@ func (c *Cluster) ID(ctx context.Context, i int) (uint64, error) {
 
 // AddMember tells the cluster of one more member and starts it. It returns its number without waiting for it.
 func (c *Cluster) AddMember(ctx context.Context, learner bool) (int, error) {
-	// Etcd waits for as long as the client does when it was asked while it took a member for the leader that no longer is.
-	if _, err := c.Leader(ctx); err != nil {
-		return 0, err
-	}
-	cli, err := c.Client()
+	cli, err := c.leaderClient(ctx)
 	if err != nil {
 		return 0, err
 	}
