@@ -32,7 +32,7 @@ const (
 // installed is what a member logs when it takes a snapshot of another's state for its own.
 var installed = map[target.Kind]string{
 	target.KindCoterie: "installing a snapshot",
-	target.KindEtcd:    "applied snapshot",
+	target.KindEtcd:    "applying snapshot",
 }
 
 // TestAbsentMember keeps a member away while much is written: the others do not keep everything for it, in memory or in
