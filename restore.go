@@ -122,6 +122,9 @@ func (cfg *RestoreConfig) open(ctx context.Context) (*recovery.Source, error) {
 		Logger:      cfg.Logger,
 	}
 	if cfg.EtcdDir != "" {
+		if id, err := readIdentity(cfg.EtcdDir); err != nil || id != nil {
+			return nil, errors.Join(fmt.Errorf("%s is Coterie's already", cfg.EtcdDir), err)
+		}
 		return recovery.OpenEtcd(ctx, cfg.EtcdDir, cfg.EtcdWALDir, o)
 	}
 	return recovery.OpenSnapshot(ctx, cfg.Snapshot, o)

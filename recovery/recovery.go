@@ -141,13 +141,17 @@ func OpenEtcd(ctx context.Context, dir, walDir string, o Options) (_ *Source, er
 	s := &Source{o: o}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("read the data directory %s of etcd: %w", dir, err), s.Close())
+			err = errors.Join(fmt.Errorf("read %s: %w", dir, err), s.Close())
 		}
 	}()
 	if walDir == "" {
 		walDir = filepath.Join(dir, "member", "wal")
 	}
-	if err := s.openDatabase(ctx, filepath.Join(dir, "member", "snap"), walDir); err != nil {
+	snapDir := filepath.Join(dir, "member", "snap")
+	if _, err := os.Stat(filepath.Join(snapDir, "db")); errors.Is(err, os.ErrNotExist) {
+		return nil, errors.New("it is no data directory of etcd: it has no member/snap/db")
+	}
+	if err := s.openDatabase(ctx, snapDir, walDir); err != nil {
 		return nil, err
 	}
 	return s, s.judgeAuth(dir)
