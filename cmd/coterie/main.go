@@ -83,7 +83,7 @@ work with it unmodified.`,
 	}
 	root.SetVersionTemplate(versionText())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serverCommand(), ctlCommand(), snapshotCommand(), migrateCommand(), benchCommand(), versionCommand())
+	root.AddCommand(serverCommand(), demoCommand(), ctlCommand(), snapshotCommand(), migrateCommand(), benchCommand(), versionCommand())
 	return root
 }
 
