@@ -279,12 +279,17 @@ func compareHashes(ctx context.Context, c *target.Cluster, revision int64) error
 	return errors.Join(errs...)
 }
 
-// shorten keeps the first lines of what may be thousands.
+// shorten keeps the first lines of what may be thousands, and of each its beginning.
 func shorten(err error) error {
-	const keep = 20
+	const keep, width = 20, 600
 	lines := strings.Split(err.Error(), "\n")
+	for i, line := range lines {
+		if len(line) > width {
+			lines[i] = line[:width] + "…"
+		}
+	}
 	if len(lines) <= keep {
-		return err
+		return errors.New(strings.Join(lines, "\n"))
 	}
 	return fmt.Errorf("%s\nand %d lines more", strings.Join(lines[:keep], "\n"), len(lines)-keep)
 }
