@@ -43,8 +43,8 @@ func apiMember(m machine.Member) *pb.Member {
 
 // AddMember implements api.Membership.
 func (s *service) AddMember(ctx context.Context, peerURLs []string, learner bool) (*pb.Member, []*pb.Member, error) {
-	if !learner && s.cfg.StrictReconfigCheck {
-		if err := s.mayAddVoter(); err != nil {
+	if s.cfg.StrictReconfigCheck {
+		if err := s.mayAdd(learner); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -63,16 +63,17 @@ func (s *service) AddMember(ctx context.Context, peerURLs []string, learner bool
 	return apiMember(m), all, nil
 }
 
-// mayAddVoter holds etcd's strict checks: with one more voter, those that have
-// started must still be a majority, and all of them connected.
-func (s *service) mayAddVoter() error {
+// mayAdd holds etcd's strict checks: with one more voter, those that have
+// started must still be a majority, and so must the connected ones. A learner
+// will be a voter, so it is refused too where members are not connected.
+func (s *service) mayAdd(learner bool) error {
 	vs := voters(s.machine().Members.List())
-	started := countStarted(vs)
+	started, quorum := countStarted(vs), (len(vs)+1)/2+1
 	// One of two that has started is a cluster of one being restored.
-	if quorum := (len(vs)+1)/2 + 1; started < quorum && !(started == 1 && len(vs) == 1) {
+	if !learner && started < quorum && !(started == 1 && len(vs) == 1) {
 		return rpctypes.ErrMemberNotEnoughStarted
 	}
-	if s.connectedSince(vs, time.Now().Add(-s.cfg.healthInterval)) < len(vs) {
+	if len(vs) > 1 && s.connectedSince(vs, time.Now().Add(-s.cfg.healthInterval)) < quorum {
 		return rpctypes.ErrUnhealthy
 	}
 	return nil
@@ -101,7 +102,7 @@ func (s *service) mayRemoveVoter(id uint64) error {
 	if len(rest) == 0 || countStarted(rest) < len(rest)/2+1 {
 		return rpctypes.ErrMemberNotEnoughStarted
 	}
-	if s.peers.ActiveSince(id).IsZero() {
+	if id != s.data.memberID && s.peers.ActiveSince(id).IsZero() {
 		return nil
 	}
 	if active := s.connectedSince(vs, time.Now().Add(-s.cfg.healthInterval)); active-1 < 1+(len(vs)-1)/2 {
