@@ -122,7 +122,7 @@ func (n *Node) membersChanged(changes []machine.Change) {
 			zap.Strings("peer-urls", c.Member.PeerURLs), zap.Bool("learner", c.Member.IsLearner))
 	}
 	if n.machine().Members.Removed(n.data.memberID) {
-		time.AfterFunc(removalDelay, func() { n.consensus.Fail(ErrRemoved) }) // harmless after Close
+		time.AfterFunc(removalDelay, n.events.Removed) // harmless after Close
 	}
 }
 

@@ -45,7 +45,7 @@ func (n *Node) ReceiveSnapshot(ctx context.Context, m *pb.Message) (taken bool, 
 
 // Unreachable tells that messages to a member have been lost.
 func (n *Node) Unreachable(id uint64) {
-	n.calls.put(func(c *core) { c.raft.ReportUnreachable(id) })
+	n.calls.put(func(c *core) { c.unreachable(id) })
 }
 
 // SnapshotSent tells how it went to send a snapshot to a member.

@@ -382,16 +382,86 @@ func TestBatchLostOnTheWayToTheLeaderIsProposedAgain(t *testing.T) {
 	}
 }
 
+// A connection that breaks for a while loses no batch, though the leader stays.
+func TestBatchLostOnABrokenConnectionIsSentAgain(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	l, f := c.leader(), c.follower()
+	const all = 300
+	sent := 0
+	c.mu.Lock()
+	c.lose = func(m *pb.Message) bool { // single ones, and several in a row
+		if m.GetType() == pb.MsgProp {
+			sent++
+		}
+		return m.GetType() == pb.MsgProp && (sent%4 == 3 || sent%11 < 3)
+	}
+	c.mu.Unlock()
+	term := l.node.Status().Term
+	answers := make(chan machine.Result, all)
+	for i := range all {
+		f.node.Propose([]byte(fmt.Sprint(i)), func(r machine.Result) { answers <- r })
+		if i%10 == 0 {
+			must(t, readIndex(f.node)) // so that not all are one batch
+		}
+	}
+	for range all {
+		if r := <-answers; r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	got := c.wantEqual()
+	slices.Sort(got)
+	if n := len(got); n != all || len(slices.Compact(got)) != all {
+		t.Errorf("%d commands applied, want each of %d once", n, all)
+	}
+	if now := l.node.Status(); now.Term != term {
+		t.Errorf("the leader has changed: %+v", now)
+	}
+}
+
+// Batches whose callers have given up do not stand in the way of later ones, for
+// the leader takes them in order.
+func TestBatchesThatWereGivenUpAreNotInTheWay(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.RequestTimeout = 300 * time.Millisecond }, 1, 2, 3)
+	l, f := c.leader(), c.follower()
+	term := l.node.Status().Term
+	lose := func(all bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.lose = func(m *pb.Message) bool { return all && m.GetType() == pb.MsgProp }
+	}
+	lose(true)
+	for range 3 {
+		if r := propose(f.node, "given up"); !errors.Is(r.Err, ErrTimeout) {
+			t.Fatalf("a proposal that cannot reach the leader: %v", r.Err)
+		}
+	}
+	lose(false)
+	eventually(t, "a proposal after the connection is back", func() bool { return propose(f.node, "late").Err == nil })
+	if now := l.node.Status(); now.Term != term {
+		t.Skip("the leader has changed: the machine is too busy for this test")
+	}
+	if got := c.wantEqual(); len(got) < 4 || !slices.Equal(got[:3], []string{"given up", "given up", "given up"}) {
+		t.Errorf("applied %q", got)
+	}
+}
+
 func TestLeaderTakesNoBatchOfAnotherTerm(t *testing.T) {
 	c := newCluster(t, nil, 1, 2, 3)
 	l, f := c.leader(), c.follower()
-	old := &pb.Message{Type: pb.MsgProp.Enum(), From: &f.id, To: &l.id, Term: new(l.node.Status().Term - 1),
-		Entries: []*pb.Entry{{Data: appendCommand(appendBatchHeader(nil, 77, 1), []byte("late"))}}}
-	l.node.Receive(old)
+	batch := func(term, number uint64, command string) *pb.Message {
+		return &pb.Message{Type: pb.MsgProp.Enum(), From: &f.id, To: &l.id, Term: &term, Index: &number,
+			Entries: []*pb.Entry{{Data: appendCommand(appendBatchHeader(nil, 77, 1), []byte(command))}}}
+	}
+	term := l.node.Status().Term
+	l.node.Receive(batch(term-1, 1, "late"))
+	l.node.Receive(batch(term, 2, "after one that has not come"))
+	l.node.Receive(batch(term, 1, "first"))
+	l.node.Receive(batch(term, 1, "first")) // the network may repeat it
 	if r := propose(l.node, "x"); r.Err != nil {
 		t.Fatal(r.Err)
 	}
-	if got := c.wantEqual(); !slices.Equal(got, []string{"x"}) {
+	if got := c.wantEqual(); !slices.Equal(got, []string{"first", "x"}) {
 		t.Fatalf("applied %q", got)
 	}
 }

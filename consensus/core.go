@@ -62,6 +62,8 @@ const (
 	// maxForwarded is how many batches may be on their way to the leader before
 	// the next one grows instead. It holds for one tick: one may have been lost.
 	maxForwarded = 4
+	// maxUnanswered is how many may be without any sign of their coming back.
+	maxUnanswered = 64
 	// maxAdopted is how many batches of other members wait here until raft takes
 	// them.
 	maxAdopted = 4096
@@ -71,8 +73,13 @@ const (
 // appended by the leader of its term.
 type batch struct {
 	sequence, term uint64
-	callers        []proposal
+	callers        []proposal // none any more if their time is over
+	number         uint64     // among the batches sent to the leader of the term, from 1; 0 if this member leads
+	entry          *pb.Entry  // to be sent again; nil if this member leads
 }
+
+// origin is a start of a member, as it makes batches.
+type origin struct{ member, proposer uint64 }
 
 // apply is committed entries for the machine, with the callers who wait for
 // each here; nil for another member's entries and for callers that gave up.
@@ -91,6 +98,10 @@ type apply struct {
 // entry of a later term is committed, the batches of earlier terms that have
 // not come by then never will, and they are proposed once more. A change of
 // leaders thus loses no proposal and repeats none.
+//
+// Within a term a connection may break and lose what was sent to the leader. So
+// a follower numbers its batches of a term, a leader takes each number once and in
+// order, and what may have been lost is sent again.
 type core struct {
 	id        uint64
 	raft      *raft.RawNode
@@ -108,9 +119,14 @@ type core struct {
 	// unstable counts the batches of this leader that are not yet on its disk.
 	// A new one is made when there is none, so batches grow while the disk works.
 	unstable uint64
-	ticked   bool          // since the last batch was sent to a leader
-	adopted  []*pb.Message // batches of other members that this leader has not appended yet
-	outbox   []*pb.Message // for other members
+	ticked   bool              // since the last batch was sent to a leader
+	numbered uint64            // batches sent to the leader of sentIn
+	sentIn   uint64            // the term of the last batch sent to a leader
+	missed   bool              // some of what was sent to the leader may have been lost
+	adopted  []*pb.Message     // batches of other members that this leader has not appended yet
+	taken    map[origin]uint64 // the number of the last batch adopted of each, in takenIn
+	takenIn  uint64            // the term in which this member leads, or last adopted
+	outbox   []*pb.Message     // for other members
 
 	readers []read // waiting for the next round
 	round   *round // in flight
@@ -133,6 +149,7 @@ type core struct {
 func (c *core) tick(now time.Time) {
 	c.raft.Tick()
 	c.ticked = true
+	c.sendAgain()
 	c.succeed()
 	c.expire(now)
 	if c.round != nil && now.Sub(c.round.sent) >= c.retryRead && c.commitIsKnown() {
@@ -146,9 +163,7 @@ func (c *core) tick(now time.Time) {
 func (c *core) step(m *pb.Message) {
 	switch m.GetType() {
 	case pb.MsgProp:
-		if len(c.adopted) < maxAdopted {
-			c.adopted = append(c.adopted, m)
-		}
+		c.adoptLater(m)
 		return
 	case pb.MsgStorageApplyResp:
 		if n := len(m.Entries); n > 0 {
@@ -182,7 +197,7 @@ func (c *core) propose() {
 	if c.refuseOutdated(leads, b.GetTerm()); len(c.proposals) == 0 || b.Lead == raft.None {
 		return
 	}
-	if leads && c.unstable > 0 || !leads && len(c.inflight) >= maxForwarded && !c.ticked {
+	if leads && c.unstable > 0 || !leads && !c.mayForward() {
 		return
 	}
 	n, e, err := c.nextEntry(leads)
@@ -194,22 +209,79 @@ func (c *core) propose() {
 		return
 	}
 	m := &pb.Message{Type: pb.MsgProp.Enum(), From: &c.id, Entries: []*pb.Entry{e}}
+	made := batch{sequence: c.sequence + 1, term: b.GetTerm(), callers: c.proposals[:n:n]}
 	if leads {
 		if c.raft.Step(m) != nil {
 			return // leadership is being passed on: they stay and are tried again
 		}
 		c.noteChange(e)
 	} else {
-		m.To, m.Term = &b.Lead, new(b.GetTerm())
-		c.outbox = append(c.outbox, m)
+		if c.sentIn != made.term {
+			c.sentIn, c.numbered = made.term, 0
+		}
+		c.numbered++
+		made.number, made.entry = c.numbered, e
+		c.send(&made, b.Lead)
 		c.ticked = false
 	}
 	c.sequence++
-	c.inflight = append(c.inflight, batch{c.sequence, b.GetTerm(), c.proposals[:n:n]})
+	c.inflight = append(c.inflight, made)
 	c.proposals = c.proposals[n:]
 	if len(c.proposals) == 0 {
 		c.proposals = nil // the array belongs to the batches now
 	}
+}
+
+// send passes a batch to the leader of its term.
+func (c *core) send(b *batch, lead uint64) {
+	c.outbox = append(c.outbox, &pb.Message{
+		Type: pb.MsgProp.Enum(), From: &c.id, To: &lead, Term: new(b.term), Index: new(b.number), Entries: []*pb.Entry{b.entry},
+	})
+}
+
+// sendAgain sends what the leader may have missed, once in a tick.
+func (c *core) sendAgain() {
+	b := c.raft.BasicStatus()
+	if !c.missed || b.Lead == raft.None || b.Lead == c.id {
+		return
+	}
+	c.missed = false
+	for i := range c.inflight {
+		if again := &c.inflight[i]; again.term == b.GetTerm() && again.entry != nil {
+			c.send(again, b.Lead)
+		}
+	}
+}
+
+// unreachable notes that messages to a member were lost.
+func (c *core) unreachable(id uint64) {
+	c.missed = c.missed || id == c.lead
+	c.raft.ReportUnreachable(id)
+}
+
+// adoptLater takes a batch of another member for adopt, if it is of the term in
+// which this member leads and the next of its origin.
+func (c *core) adoptLater(m *pb.Message) {
+	b := c.raft.BasicStatus()
+	if b.RaftState != raft.StateLeader || m.GetTerm() != b.GetTerm() || len(m.Entries) != 1 || len(c.adopted) >= maxAdopted {
+		return
+	}
+	proposer, _, ok := entryOrigin(m.Entries[0])
+	if !ok {
+		return
+	}
+	if c.takenIn != b.GetTerm() {
+		c.takenIn, c.taken = b.GetTerm(), map[origin]uint64{}
+	}
+	if from := (origin{m.GetFrom(), proposer}); m.GetIndex() == c.taken[from]+1 {
+		c.taken[from]++
+		c.adopted = append(c.adopted, m)
+	}
+}
+
+// mayForward reports whether another batch may be sent to the leader.
+func (c *core) mayForward() bool {
+	return len(c.inflight) < maxForwarded || len(c.inflight) < maxUnanswered && c.ticked
 }
 
 // adopt has raft append the batches of other members, if this member leads in
@@ -316,15 +388,26 @@ func (c *core) repropose(term uint64) {
 // forget fails the batches whose outcome will not be seen here, because the
 // state of a snapshot, of the given term, takes the place of their entries.
 func (c *core) forget(term uint64) {
-	c.inflight = slices.DeleteFunc(c.inflight, func(b batch) bool {
-		if b.term > term {
-			return false
+	for i := range c.inflight {
+		if c.inflight[i].term <= term {
+			c.giveUp(&c.inflight[i])
 		}
-		for _, p := range b.callers {
-			c.failProposal(p, ErrTimeout)
-		}
-		return true
-	})
+	}
+	c.dropGivenUp()
+}
+
+// giveUp fails the callers of a batch, which may still take effect.
+func (c *core) giveUp(b *batch) {
+	for _, p := range b.callers {
+		c.failProposal(p, ErrTimeout)
+	}
+	b.callers = nil
+}
+
+// dropGivenUp forgets batches without callers, but for those that were sent to a
+// leader: it takes none of a later number before it has them.
+func (c *core) dropGivenUp() {
+	c.inflight = slices.DeleteFunc(c.inflight, func(b batch) bool { return b.callers == nil && b.number == 0 })
 }
 
 // take returns and forgets the callers of a batch.
@@ -333,7 +416,12 @@ func (c *core) take(sequence uint64) []proposal {
 	// lost on their way to the leader: what is looked for stands in front.
 	for i, b := range c.inflight {
 		if b.sequence == sequence {
-			c.inflight = slices.Delete(c.inflight, i, i+1)
+			// Of those that were sent in this term before it, and given up, none is still to come.
+			from := i
+			for from > 0 && c.inflight[from-1].term == b.term && c.inflight[from-1].callers == nil {
+				from--
+			}
+			c.inflight = slices.Delete(c.inflight, from, i+1)
 			return b.callers
 		}
 	}
@@ -381,17 +469,18 @@ func (c *core) expire(now time.Time) {
 		c.failProposal(c.proposals[keep], ErrTimeout)
 	}
 	c.proposals = c.proposals[keep:]
-	for len(c.inflight) > 0 {
+	for i := range c.inflight {
+		b := &c.inflight[i]
+		if b.callers == nil {
+			continue
+		}
 		// One batch was made at one time: its deadlines are close together.
-		callers := c.inflight[0].callers
-		if now.Before(callers[len(callers)-1].deadline) {
+		if now.Before(b.callers[len(b.callers)-1].deadline) {
 			break
 		}
-		for _, p := range callers {
-			c.failProposal(p, ErrTimeout)
-		}
-		c.inflight = slices.Delete(c.inflight, 0, 1)
+		c.giveUp(b)
 	}
+	c.dropGivenUp()
 	c.readers = c.expireReaders(c.readers, now)
 	if c.round != nil {
 		if c.round.readers = c.expireReaders(c.round.readers, now); len(c.round.readers) == 0 {
