@@ -5,13 +5,16 @@ OPS      ?= 200000
 KILLS    ?= 1000
 ROUNDS   ?= 20
 
-.PHONY: help build test check race fuzz oracle crash faults bench docs
+.PHONY: help build cluster test check race fuzz oracle crash faults bench docs
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 build: ## build bin/coterie
 	go build -o bin/coterie ./cmd/coterie
+
+cluster: build ## run a cluster of three processes until Ctrl-C
+	scripts/cluster
 
 test: ## run all tests
 	go test ./... && go -C tests test -count 1 -p 1 ./...
