@@ -165,6 +165,10 @@ func (c *core) step(m *pb.Message) {
 	case pb.MsgProp:
 		c.adoptLater(m)
 		return
+	case pb.MsgReadIndex:
+		if len(c.conf.GetVoters()) == 1 && !c.commitIsKnown() {
+			return // it is asked again
+		}
 	case pb.MsgStorageApplyResp:
 		if n := len(m.Entries); n > 0 {
 			c.applied = max(c.applied, m.Entries[n-1].GetIndex())
@@ -179,8 +183,13 @@ func (c *core) step(m *pb.Message) {
 	}
 }
 
-// changed makes an applied change of the membership known to raft.
-func (c *core) changed(cc *pb.ConfChange) { c.conf = c.raft.ApplyConfChange(cc) }
+// changed makes an applied change of the membership known to raft, which has it
+// already if a snapshot of a later entry came while it was applied.
+func (c *core) changed(a appliedChange) {
+	if a.index > c.received {
+		c.conf = c.raft.ApplyConfChange(a.change)
+	}
+}
 
 // stable notes that an append with n entries is on disk.
 func (c *core) stable(n uint64) { c.unstable -= min(n, c.unstable) }
@@ -312,8 +321,9 @@ func (c *core) adopt() {
 }
 
 // mayChange reports whether raft would append a change of the membership; it
-// replaces one by an empty entry while another may still be unapplied.
-func (c *core) mayChange() bool { return c.applied >= c.changeFrom }
+// replaces one by an empty entry while another may still be unapplied. From when
+// on a new leader may is known when ready has told that it leads.
+func (c *core) mayChange() bool { return c.state == raft.StateLeader && c.applied >= c.changeFrom }
 
 // noteChange remembers that raft has taken an entry that changes the membership.
 // Its index is known when the entry comes to be written.
@@ -445,10 +455,13 @@ func (c *core) requestRead(now time.Time) {
 // once, with a commit index that after a restart is behind what was
 // acknowledged.
 func (c *core) commitIsKnown() bool {
-	if c.state != raft.StateLeader || c.settled {
+	if c.settled {
 		return true
 	}
-	b := c.raft.BasicStatus()
+	b := c.raft.BasicStatus() // what ready told may be a step old
+	if b.RaftState != raft.StateLeader {
+		return true
+	}
 	term, err := c.termOf(b.GetCommit())
 	c.settled = err == nil && term == b.GetTerm()
 	return c.settled

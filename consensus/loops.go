@@ -32,7 +32,8 @@ func (n *Node) appendLoop() error {
 			rest = rest[size:]
 		}
 		n.appends.recycle(messages)
-		if err := n.cfg.Log.Compact(n.cutTo.Load()); err != nil {
+		// The machine may be ahead of what raft was told is applied, after which it reads on.
+		if err := n.cfg.Log.Compact(min(n.cutTo.Load(), n.told.Load())); err != nil {
 			return err
 		}
 	}
@@ -249,11 +250,11 @@ func answers(e *machine.Entry) int {
 
 // accepted returns those of the changes, which are the entries' in order, that
 // the machine has not rejected.
-func accepted(entries []machine.Entry, results []machine.Result, changes []*pb.ConfChange) []*pb.ConfChange {
+func accepted(entries []machine.Entry, results []machine.Result, changes []appliedChange) []appliedChange {
 	if len(changes) == 0 {
 		return nil
 	}
-	var kept []*pb.ConfChange
+	var kept []appliedChange
 	for i := range entries {
 		if entries[i].Change != nil {
 			if results[0].Err == nil {
@@ -280,7 +281,7 @@ func collect(work []applyWork) (entries []machine.Entry, in input, err error) {
 			}
 			entries = append(entries, entry)
 			if change != nil {
-				in.changes = append(in.changes, change)
+				in.changes = append(in.changes, appliedChange{entry.Index, change})
 			}
 		}
 		in.messages = append(in.messages, w.message.Responses...)

@@ -161,6 +161,7 @@ type Node struct {
 	waitingBytes atomic.Int64
 	waitingReads atomic.Int64
 	applied      atomic.Uint64
+	told         atomic.Uint64 // raft knows that entries up to here are applied
 	flushFrom    uint64        // Owned by apply: where the last flush was asked for.
 	cutTo        atomic.Uint64 // entries up to here may leave the log
 	needed       atomic.Pointer[need]
@@ -178,9 +179,15 @@ type Node struct {
 // input is something for the core from the other goroutines.
 type input struct {
 	messages []*pb.Message
-	stable   uint64           // entries that an append has put on disk
-	changes  []*pb.ConfChange // applied; before the messages
-	size     int              // that counts as inbound
+	stable   uint64          // entries that an append has put on disk
+	changes  []appliedChange // accepted by the machine; before the messages
+	size     int             // that counts as inbound
+}
+
+// appliedChange is a change of the membership and the index of its entry.
+type appliedChange struct {
+	index  uint64
+	change *pb.ConfChange
 }
 
 // applyWork is for the apply goroutine: entries, readers waiting for an index,
@@ -258,6 +265,7 @@ func Start(cfg Config) (*Node, error) {
 	log.snapshot = n.core.snapshot
 	n.needed.Store(&need{index: math.MaxUint64})
 	n.applied.Store(applied)
+	n.told.Store(applied)
 	n.flushFrom = applied
 	n.status.Store(&Status{ID: cfg.ID, Applied: applied})
 	if len(cfg.Voters) == 1 && cfg.Voters[0] == cfg.ID {
@@ -495,7 +503,6 @@ func (n *Node) finish() {
 		}
 	}
 	n.settleMail()
-	n.inbound.close()
 }
 
 func (n *Node) settleMail() {
@@ -511,6 +518,7 @@ func (n *Node) settleMail() {
 func (n *Node) run() error {
 	ticker := time.NewTicker(n.cfg.Tick)
 	defer ticker.Stop()
+	defer n.inbound.close() // nobody makes room any more
 	defer func() {
 		for _, f := range n.core.failAll(ErrStopped) {
 			f()
@@ -549,8 +557,8 @@ func (n *Node) input() {
 	size := 0
 	for _, in := range ins {
 		n.core.stable(in.stable)
-		for _, cc := range in.changes {
-			n.core.changed(cc)
+		for _, a := range in.changes {
+			n.core.changed(a)
 		}
 		for _, m := range in.messages {
 			n.core.step(m)
@@ -559,6 +567,7 @@ func (n *Node) input() {
 	}
 	n.inbox.recycle(ins)
 	n.inbound.release(size)
+	n.told.Store(n.core.applied)
 	calls := n.calls.take()
 	for _, f := range calls {
 		f(n.core)

@@ -1,0 +1,237 @@
+package consensus
+
+import (
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/storage/wal"
+)
+
+// What comes while something else is under way.
+
+// slowJournal has applied, and flushed, what it is given, but says so only when
+// it is let go.
+type slowJournal struct {
+	*journal
+	applied, leave chan struct{}
+}
+
+func newSlowJournal() *slowJournal {
+	return &slowJournal{newJournal(), make(chan struct{}), make(chan struct{})}
+}
+
+func (j *slowJournal) Apply(entries []machine.Entry) ([]machine.Result, error) {
+	results, err := j.journal.Apply(entries)
+	if err == nil {
+		err = j.StartFlush()
+	}
+	j.applied <- struct{}{}
+	<-j.leave
+	return results, err
+}
+
+// follower5 starts member 5 of three, which hears of member 1 alone.
+func follower5(t *testing.T, l *wal.Log, m StateMachine) *Node {
+	cfg := config(l, m)
+	cfg.Voters, cfg.KeepEntries, cfg.ElectionTicks = []uint64{1, 2, 5}, 0, 1000
+	return start(t, cfg)
+}
+
+// fromLeader sends entries in term 2 that follow one of the term before.
+func fromLeader(n *Node, prev, prevTerm, commit uint64, entries ...*pb.Entry) {
+	n.Receive(&pb.Message{Type: pb.MsgApp.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2)),
+		Index: &prev, LogTerm: &prevTerm, Commit: &commit, Entries: entries})
+}
+
+func entriesOfTerm2(from, to uint64) (es []*pb.Entry) {
+	for i := from; i <= to; i++ {
+		es = append(es, &pb.Entry{Index: new(i), Term: new(uint64(2))})
+	}
+	return es
+}
+
+// A learner is added, and promoted by an entry that comes in a snapshot only:
+// when the first is found to be applied, raft already has both.
+func TestChangeAppliedWhileALaterSnapshotComes(t *testing.T) {
+	l, m := newLog(t, vfs.NewMem()), newSlowJournal()
+	n := follower5(t, l, m)
+	data, err := encodeChange(&machine.Change{Kind: machine.AddMember, Member: machine.Member{ID: 7, IsLearner: true}}, 1, 1)
+	must(t, err)
+	fromLeader(n, 1, 1, 2, &pb.Entry{Index: new(uint64(2)), Term: new(uint64(2)), Type: pb.EntryConfChange.Enum(), Data: data})
+	<-m.applied
+	voters := []uint64{1, 2, 5, 7}
+	m.offer(&journal{applied: 9, term: 2})
+	taken, err := n.ReceiveSnapshot(t.Context(), &pb.Message{
+		Type: pb.MsgSnap.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2)),
+		Snapshot: &pb.Snapshot{Metadata: &pb.SnapshotMetadata{Index: new(uint64(9)), Term: new(uint64(2)), ConfState: &pb.ConfState{Voters: voters}}},
+	})
+	if err != nil || !taken {
+		t.Fatalf("taken %v, %v", taken, err)
+	}
+	m.leave <- struct{}{}
+	eventually(t, "the snapshot to be installed", func() bool { return n.Status().Applied == 9 })
+	var known, told []uint64
+	must(t, n.call(t.Context(), func(c *core) {
+		known, told = slices.Sorted(maps.Keys(c.raft.Status().Config.Voters.IDs())), c.conf.GetVoters()
+	}))
+	if !slices.Equal(known, voters) || !slices.Equal(told, voters) {
+		t.Errorf("raft counts the votes of %d, snapshots name %d, want %d", known, told, voters)
+	}
+	n.Close()
+	must(t, l.Close())
+}
+
+// Before it stands for election, raft looks for changes of the membership in
+// what it does not know to be applied. The machine may have it on disk already.
+func TestLogIsNotCutBeyondWhatRaftKnowsToBeApplied(t *testing.T) {
+	l, m := newLog(t, vfs.NewMem()), newSlowJournal()
+	n := follower5(t, l, m)
+	fromLeader(n, 1, 1, 30, entriesOfTerm2(2, 30)...)
+	<-m.applied
+	eventually(t, "the flush to be noted", func() bool { return n.cutTo.Load() == 30 })
+	for last := uint64(31); last <= 32; last++ { // the log is cut between two writes at the latest
+		fromLeader(n, last-1, 2, 30, entriesOfTerm2(last, last)...)
+		eventually(t, "a write", func() bool { return n.Status().LastIndex == last })
+	}
+	if first, _ := l.FirstIndex(); first > 2 {
+		t.Errorf("the log begins with entry %d; raft was told of none applied", first)
+	} else {
+		must(t, n.call(t.Context(), func(c *core) { must(t, c.raft.Campaign()) }))
+	}
+	m.leave <- struct{}{}
+	n.Close()
+	must(t, l.Close())
+}
+
+// A disk that hangs keeps a failed node from ending. Who brings messages must
+// not have to wait for it.
+func TestReceiveReturnsWhenANodeHasFailed(t *testing.T) {
+	hang := make(chan struct{})
+	syncing := make(chan struct{}, 100)
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSyncData {
+			syncing <- struct{}{}
+			<-hang
+		}
+		return nil
+	}))
+	l := newLog(t, fs)
+	n := follower5(t, l, newJournal())
+	fromLeader(n, 1, 1, 1, entriesOfTerm2(2, 2)...)
+	<-syncing
+	n.Fail(ErrStopped)
+	returned := make(chan struct{})
+	go func() { // ends when the node takes nothing, or has ended
+		large := &pb.Entry{Index: new(uint64(3)), Term: new(uint64(2)), Data: make([]byte, maxInbound)}
+		for range 3 {
+			fromLeader(n, 2, 2, 1, large)
+		}
+		close(returned)
+	}()
+	select {
+	case <-returned:
+	case <-time.After(5 * time.Second):
+		t.Error("waits for room that nobody makes")
+	}
+	close(hang)
+	<-returned
+	n.Close()
+	must(t, l.Close())
+}
+
+// bench is a core whose log and machine are the test's to perform.
+type bench struct {
+	*core
+	t   *testing.T
+	log *wal.Log
+	out output // of the last ready
+}
+
+// loneVoter returns the core of the only voter of a cluster with a learner. Its
+// log ends with an entry that was committed, though a crash has left no word of
+// that, and the next thing that it learns makes it the leader.
+func loneVoter(t *testing.T) (b *bench, elect func()) {
+	l := newLog(t, vfs.NewMem())
+	t.Cleanup(func() { must(t, l.Close()) })
+	must(t, l.Append(nil, []*pb.Entry{{Index: new(uint64(2)), Term: new(uint64(1))}}))
+	conf := &pb.ConfState{Voters: []uint64{5}, Learners: []uint64{6}}
+	l.SetConfState(conf)
+	rn, err := newRaft(&Config{ID: 5, ElectionTicks: 10, Logger: zap.NewNop()}, &storage{Log: l}, 1)
+	must(t, err)
+	b = &bench{t: t, log: l, core: &core{id: 5, raft: rn, logger: zap.NewNop(), proposer: 1, batchMax: 1000, retryRead: time.Second,
+		termOf: l.Term, applied: 1, conf: conf}}
+	must(t, b.raft.Campaign())
+	vote := b.work()
+	return b, func() { b.answer(vote) }
+}
+
+// work does what the core wants of the log, and returns what is to be said of it.
+func (b *bench) work() (answers []*pb.Message) {
+	b.out = b.ready()
+	for _, m := range b.out.appends {
+		must(b.t, b.log.Append(&pb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}, m.Entries))
+		answers = append(answers, m.Responses...)
+	}
+	return answers
+}
+
+func (b *bench) answer(answers []*pb.Message) {
+	for _, m := range answers {
+		b.step(m)
+	}
+}
+
+func TestChangeProposedAtTheMomentOfElectionWaits(t *testing.T) {
+	b, elect := loneVoter(t)
+	b.proposals = []proposal{{change: &machine.Change{Kind: machine.PromoteMember, Member: machine.Member{ID: 6}}, deadline: time.Now().Add(time.Hour)}}
+	elect()
+	b.propose()
+	b.work()
+	if len(b.proposals) != 1 {
+		t.Errorf("the change was proposed when raft takes none, as %v", b.out.appends)
+	}
+}
+
+func TestLoneLeaderTellsNobodyACommitIndexThatItDoesNotKnow(t *testing.T) {
+	b, elect := loneVoter(t)
+	ask := func() *pb.Message {
+		return &pb.Message{Type: pb.MsgReadIndex.Enum(), From: new(uint64(6)), To: new(uint64(5)), Entries: []*pb.Entry{{Data: make([]byte, 16)}}}
+	}
+	told := func() (index uint64) {
+		for _, m := range b.out.peers {
+			if m.GetType() == pb.MsgReadIndexResp {
+				index = m.GetIndex()
+			}
+		}
+		return index
+	}
+	elect()
+	b.step(ask())
+	first := b.work()
+	if at := told(); at != 0 {
+		t.Errorf("told that %d is committed; 2 was", at)
+	}
+	b.step(ask())
+	b.answer(first)
+	b.work()
+	if at := told(); at != 0 {
+		t.Errorf("told that %d is committed; 2 was", at)
+	}
+	b.step(ask())
+	b.work()
+	if at := told(); at != 3 {
+		t.Errorf("told that %d is committed, want 3, the first entry of the leader", at)
+	}
+	if b.state != raft.StateLeader {
+		t.Fatalf("not the leader but %v", b.state)
+	}
+}
