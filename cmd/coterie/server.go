@@ -130,6 +130,9 @@ func serve(ctx context.Context, s *settings, notes []*note, open func(context.Co
 		failure = fmt.Errorf("stop: %w", err)
 	}
 	log.Info("stopped")
+	if errors.Is(failure, coterie.ErrRemoved) {
+		return nil // that was asked for; as with etcd, a supervisor must not take it for a crash and start it again
+	}
 	return failure
 }
 
