@@ -52,9 +52,12 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	}
 	defer leave()
 	began := time.Now()
+	from.count.receiving.Add(1)
 	err := t.receiveSnapshot(from, w, r)
+	from.count.receiving.Add(-1)
+	took := time.Since(began)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(t.cfg.WriteTimeout)) // of the answer; Close waits for it
-	fields := []zap.Field{hexID("from", from.id), zap.Int64("bytes", r.ContentLength), zap.Duration("took", time.Since(began))}
+	fields := []zap.Field{hexID("from", from.id), zap.Int64("bytes", r.ContentLength), zap.Duration("took", took)}
 	if err != nil {
 		from.count.snapshotsRefused.Add(1)
 		t.log.Warn("a snapshot was not received", append(fields, zap.Error(err))...)
@@ -62,6 +65,9 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	from.count.snapshotsReceived.Add(1)
+	if f := t.cfg.ReceiveTook; f != nil {
+		f(from.id, took)
+	}
 	t.log.Info("received a snapshot", fields...)
 }
 

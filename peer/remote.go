@@ -37,6 +37,8 @@ type remote struct {
 	out [kinds]*opened
 	// Guarded by mu. Since when all four have been up.
 	since time.Time
+	// Guarded by mu. How often that has ended.
+	disconnects uint64
 	// Guarded by mu. A stream was up, and the member has not been reported as
 	// gone since.
 	met bool
@@ -52,6 +54,7 @@ type counters struct {
 	snapshotsSent, snapshotFailures atomic.Uint64
 	snapshotsReceived               atomic.Uint64
 	snapshotsRefused                atomic.Uint64
+	sending, receiving              atomic.Int64 // snapshots
 	roundTrip                       atomic.Int64
 }
 
@@ -61,6 +64,8 @@ type Stats struct {
 	Version string // of Coterie, as the member says; empty until it was heard
 	// ActiveSince is when all streams came up, both ways; zero if one is down.
 	ActiveSince time.Time
+	// Disconnects is how often ActiveSince has become zero.
+	Disconnects uint64
 	// RoundTrip is the last measured, on the control stream.
 	RoundTrip time.Duration
 
@@ -75,6 +80,8 @@ type Stats struct {
 
 	SnapshotsSent, SnapshotSendFailures        uint64
 	SnapshotsReceived, SnapshotReceiveFailures uint64
+	// SnapshotsSending and SnapshotsReceiving are under way.
+	SnapshotsSending, SnapshotsReceiving int64
 
 	// What waits in the queues.
 	QueuedMessages int
@@ -135,7 +142,7 @@ func (r *remote) setIn(in *inbound) (before *inbound) {
 	before, r.in[in.kind] = r.in[in.kind], in
 	r.version = in.version
 	if before != nil {
-		r.since = time.Time{}
+		r.interrupted()
 	}
 	r.judge()
 	return before
@@ -156,13 +163,21 @@ func (r *remote) endIn(in *inbound) {
 func (r *remote) judge() {
 	for k := range kinds {
 		if r.in[k] == nil || r.out[k] == nil {
-			r.since = time.Time{}
+			r.interrupted()
 			return
 		}
 	}
 	if r.since.IsZero() {
 		r.since = time.Now()
 	}
+}
+
+// interrupted notes that one of the streams is not up. Called with mu held.
+func (r *remote) interrupted() {
+	if !r.since.IsZero() {
+		r.disconnects++
+	}
+	r.since = time.Time{}
 }
 
 // heard tells whether the member has a stream to this one.
@@ -203,6 +218,8 @@ func (r *remote) stats() Stats {
 		SnapshotSendFailures:    c.snapshotFailures.Load(),
 		SnapshotsReceived:       c.snapshotsReceived.Load(),
 		SnapshotReceiveFailures: c.snapshotsRefused.Load(),
+		SnapshotsSending:        c.sending.Load(),
+		SnapshotsReceiving:      c.receiving.Load(),
 	}
 	for _, st := range r.streams {
 		n, bytes := st.queue.size()
@@ -211,7 +228,7 @@ func (r *remote) stats() Stats {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s.Version, s.ActiveSince = r.version, r.since
+	s.Version, s.ActiveSince, s.Disconnects = r.version, r.since, r.disconnects
 	return s
 }
 

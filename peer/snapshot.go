@@ -63,13 +63,19 @@ func (t *Transport) startSnapshot(r *remote, m *raftpb.Message) {
 	}
 	t.group.Go(func() { // ends with the snapshot, or the remote's context
 		began := time.Now()
+		r.count.sending.Add(1)
 		bytes, err := r.sendSnapshot(r.ctx, m)
-		fields := []zap.Field{hexID("to", r.id), zap.Int64("bytes", bytes), zap.Duration("took", time.Since(began))}
+		r.count.sending.Add(-1)
+		took := time.Since(began)
+		fields := []zap.Field{hexID("to", r.id), zap.Int64("bytes", bytes), zap.Duration("took", took)}
 		if err != nil {
 			r.count.snapshotFailures.Add(1)
 			t.log.Warn("a snapshot was not sent; it is tried again when the member still needs it", append(fields, zap.Error(err))...)
 		} else {
 			r.count.snapshotsSent.Add(1)
+			if f := t.cfg.SendTook; f != nil {
+				f(r.id, took)
+			}
 			t.log.Info("sent a snapshot", fields...)
 		}
 		<-t.sending // before raft hears of it and may ask for the next

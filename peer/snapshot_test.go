@@ -50,7 +50,9 @@ func snapshotMessage(from, to uint64) *raftpb.Message {
 }
 
 func TestSnapshot(t *testing.T) {
-	a, b := start(t, 1), start(t, 2)
+	sent, received := make(chan uint64, 1), make(chan uint64, 1)
+	a := start(t, 1, func(c *Config, _ *nodeSetup) { c.SendTook = func(to uint64, d time.Duration) { sent <- to } })
+	b := start(t, 2, func(c *Config, _ *nodeSetup) { c.ReceiveTook = func(from uint64, d time.Duration) { received <- from } })
 	meet(t, a, b)
 	s := makeSnapshot(t, map[string]int{
 		"empty": 0, "small": 10, "piece": snapshotPiece, "more": snapshotPiece + 1, "large": syncEvery + 3<<20, "MANIFEST-000001": 100,
@@ -78,8 +80,14 @@ func TestSnapshot(t *testing.T) {
 	if a.snapshots.released != 1 {
 		t.Errorf("released %d times", a.snapshots.released)
 	}
-	if st := a.Stats()[0]; st.SnapshotsSent != 1 || st.SentBytes < syncEvery {
+	if st := a.Stats()[0]; st.SnapshotsSent != 1 || st.SentBytes < syncEvery || st.SnapshotsSending != 0 {
 		t.Errorf("stats %+v", st)
+	}
+	if st := b.Stats()[0]; st.SnapshotsReceived != 1 || st.ReceivedBytes < syncEvery || st.SnapshotsReceiving != 0 {
+		t.Errorf("stats of the receiver %+v", st)
+	}
+	if to, from := <-sent, <-received; to != 2 || from != 1 {
+		t.Errorf("the time was told of one to %x and one from %x", to, from)
 	}
 }
 

@@ -57,7 +57,11 @@ type Config struct {
 	Version string
 	// RoundTrip, if set, is given each measured round trip to a member.
 	RoundTrip func(to uint64, d time.Duration)
-	Logger    *zap.Logger
+	// SendTook and ReceiveTook, if set, are given how long each snapshot took that
+	// was sent to a member, or received from one.
+	SendTook    func(to uint64, d time.Duration)
+	ReceiveTook func(from uint64, d time.Duration)
+	Logger      *zap.Logger
 }
 
 // Handler is told what other members send and what becomes of what is sent to

@@ -280,10 +280,13 @@ func TestRestart(t *testing.T) {
 	t.Parallel()
 	a, b := start(t, 1), start(t, 2)
 	meet(t, a, b)
-	for range 3 {
+	for round := range 3 {
 		host := strings.TrimPrefix(b.url, "http://")
 		b.stop()
 		a.await("the process to be told gone", func() bool { return a.refused[2] == 1 })
+		if s := a.Stats()[0]; s.Disconnects != uint64(round+1) {
+			t.Errorf("%d disconnects after %d stops", s.Disconnects, round+1)
+		}
 		// Two more attempts, and it is not told again.
 		failures := a.Stats()[0].SendFailures
 		poll(t, "more attempts", func() bool { return a.Stats()[0].SendFailures >= failures+4 })
