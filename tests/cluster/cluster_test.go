@@ -179,10 +179,7 @@ func faultRound(t *testing.T, seed uint64, members int) {
 			t.Fatal(err)
 		}
 		from := traffic.Mark()
-		if err := Inject(ctx, c, n, f); err != nil {
-			t.Fatalf("%v\nthe plan:\n%s", err, Script(plan))
-		}
-		if err := c.Failed(); err != nil {
+		if err := inject(ctx, c, n, f); err != nil {
 			t.Fatalf("%v\nthe plan:\n%s", err, Script(plan))
 		}
 		spans = append(spans, span{f, from, traffic.Mark()})
@@ -192,6 +189,13 @@ func faultRound(t *testing.T, seed uint64, members int) {
 	if t.Failed() {
 		t.Logf("the plan:\n%s", Script(plan))
 	}
+}
+
+// inject does one fault. It fails also when a member has ended that nobody ended.
+func inject(ctx context.Context, c *target.Cluster, n *network.Network, f Fault) error {
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	defer cancel()
+	return errors.Join(Inject(ctx, c, n, f), c.Failed())
 }
 
 // judge ends the traffic and checks all that was noted against all that the members hold.
