@@ -274,7 +274,7 @@ func (d *dataDir) close() error {
 // refuseEtcd recognises a data directory of etcd's own.
 func refuseEtcd(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "member", "snap")); err == nil {
-		return fmt.Errorf("%s is a data directory of etcd, which Coterie does not run on: choose another --data-dir", dir)
+		return fmt.Errorf("%s is a data directory of etcd, which Coterie does not run on: choose another --data-dir, or move it with 'coterie migrate'", dir)
 	}
 	return nil
 }
@@ -282,6 +282,9 @@ func refuseEtcd(dir string) error {
 // refuseRemains recognises data without an identity, which must not be
 // overwritten.
 func refuseRemains(dir string, o storageOptions) error {
+	if _, err := os.Stat(filepath.Join(dir, stagingName)); err == nil {
+		return fmt.Errorf("%s holds what an interrupted restoration has left: restore again, or empty it", dir)
+	}
 	for _, part := range []string{o.engine.Dir, o.wal.Dir} {
 		entries, err := os.ReadDir(part)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -418,6 +418,13 @@ func TestForeignDirectories(t *testing.T) {
 	})
 }
 
+// What a restoration leaves that was interrupted is not an empty directory.
+func TestInterruptedRestorationIsRefused(t *testing.T) {
+	cfg := testConfig(t)
+	must(t, os.MkdirAll(filepath.Join(cfg.DataDir, stagingName), 0o700))
+	refused(t, cfg, "interrupted restoration")
+}
+
 func readFile(t *testing.T, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
