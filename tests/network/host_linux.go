@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -194,8 +195,7 @@ func destination(packet []byte) (int, bool) {
 	return 0, false
 }
 
-// claim takes a slot that no living process has, by a lock on a file that dies with its process, and removes what earlier
-// owners of free slots have left.
+// claim takes a slot that no living process has, and removes what earlier owners of free slots have left.
 func (n *Network) claim() (int, error) {
 	if err := sweep(); err != nil {
 		return 0, err
@@ -242,19 +242,15 @@ func sweep() error {
 	return nil
 }
 
-// lock takes a slot and returns what gives it back, or nil when somebody has it.
+// lock takes a slot and returns what gives it back, or nil when somebody has it. A slot is a name among abstract sockets,
+// which the system gives back when its process ends and which leaves no file.
 func lock(slot int) (func() error, error) {
-	name := filepath.Join(os.TempDir(), fmt.Sprintf("coterie-network-%d.lock", slot))
-	file, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, file.Close()
+	l, err := net.Listen("unix", fmt.Sprintf("@coterie-network-%d", slot))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, nil
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), file.Close())
+		return nil, fmt.Errorf("claim network %d: %w", slot, err)
 	}
-	return file.Close, nil
+	return l.Close, nil
 }
