@@ -77,6 +77,15 @@ func (j *journal) change(c *machine.Change) error {
 	if i < 0 && c.Kind != machine.AddMember {
 		return machine.ErrMemberNotFound
 	}
+	voters := 0
+	for _, m := range j.members {
+		if !m.IsLearner {
+			voters++
+		}
+	}
+	if c.Kind == machine.RemoveMember && voters == 1 && !j.members[i].IsLearner {
+		return machine.ErrLastVoter
+	}
 	j.members = slices.Clone(j.members)
 	switch c.Kind {
 	case machine.AddMember:
