@@ -180,7 +180,7 @@ func faultRound(t *testing.T, seed uint64, members int) {
 		}
 		from := traffic.Mark()
 		if err := inject(ctx, c, n, f); err != nil {
-			t.Fatalf("%v\nthe plan:\n%s", err, Script(plan))
+			giveUp(t, traffic, fmt.Errorf("%w\nthe plan:\n%s", err, Script(plan)))
 		}
 		spans = append(spans, span{f, from, traffic.Mark()})
 	}
@@ -205,7 +205,7 @@ func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *Traffi
 	defer cancel()
 	revision, err := traffic.Settle(settle)
 	if err != nil {
-		t.Fatal(err)
+		giveUp(t, traffic, err)
 	}
 	if err := traffic.Close(); err != nil {
 		t.Error(err)
@@ -298,6 +298,18 @@ func shorten(err error) error {
 	return fmt.Errorf("%s\nand %d lines more", strings.Join(lines[:keep], "\n"), len(lines)-keep)
 }
 
+// giveUp ends a test whose cluster does not go on, and keeps what was noted until then.
+func giveUp(t *testing.T, traffic *Traffic, err error) {
+	t.Helper()
+	t.Error(err)
+	if err := traffic.Close(); err != nil {
+		t.Error(err)
+	}
+	dump(t, traffic.Notes(), nil)
+	t.FailNow()
+}
+
+// dump keeps all notes and histories in a file.
 func dump(t *testing.T, notes *Notes, histories map[int][]Event) {
 	file, err := os.CreateTemp("", "cluster-notes-*.jsonl")
 	if err != nil {
