@@ -333,5 +333,9 @@ func sources(n *Node) api.Sources {
 		LogWrittenBytes:  status(func(n *Node) float64 { return float64(n.data.log.Written()) }),
 		LeasesRenewed:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Renewed) }),
 		LeasesExpired:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Expired) }),
+
+		SnapshotsApplying: status(func(n *Node) float64 { return float64(n.replica.installing.Load()) }),
+		Peers:             n.peerTraffic,
+		MemberID:          n.data.memberID,
 	}
 }

@@ -134,11 +134,12 @@ func (s *service) PromoteMember(ctx context.Context, id uint64) ([]*pb.Member, e
 }
 
 // promote makes a learner a voter, if this member leads.
-func (n *Node) promote(ctx context.Context, id uint64) error {
+func (n *Node) promote(ctx context.Context, id uint64) (err error) {
 	progress, err := n.consensus.Progress(ctx)
 	if err != nil {
 		return err
 	}
+	defer func() { n.front.metrics.Promoted(err) }()
 	m, ok := n.machine().Members.Get(id)
 	switch {
 	case !ok:

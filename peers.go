@@ -11,6 +11,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/coteriedb/coterie/api"
 	"github.com/coteriedb/coterie/consensus"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/peer"
@@ -93,6 +94,9 @@ func (n *Node) startPeers() (err error) {
 		WriteTimeout: n.cfg.RaftWriteTimeout,
 		SnapshotRate: n.cfg.SnapshotSendRate,
 		Version:      Version,
+		RoundTrip:    n.front.metrics.PeerRoundTrip,
+		SendTook:     n.front.metrics.SnapshotSent,
+		ReceiveTook:  n.front.metrics.SnapshotReceived,
 		Logger:       n.log,
 	})
 	if err != nil {
@@ -144,6 +148,28 @@ func (n *Node) connectedSince(list []machine.Member, then time.Time) (count int)
 		}
 	}
 	return count
+}
+
+// peerTraffic tells metrics of the other members.
+func (n *Node) peerTraffic() (traffic []api.PeerTraffic) {
+	for _, s := range n.peers.Stats() {
+		traffic = append(traffic, api.PeerTraffic{
+			ID:                      s.ID,
+			Active:                  !s.ActiveSince.IsZero(),
+			Disconnects:             s.Disconnects,
+			SentBytes:               s.SentBytes,
+			ReceivedBytes:           s.ReceivedBytes,
+			SendFailures:            s.SendFailures,
+			ReceiveFailures:         s.ReceiveFailures,
+			SnapshotsSent:           s.SnapshotsSent,
+			SnapshotSendFailures:    s.SnapshotSendFailures,
+			SnapshotsReceived:       s.SnapshotsReceived,
+			SnapshotReceiveFailures: s.SnapshotReceiveFailures,
+			SnapshotsSending:        s.SnapshotsSending,
+			SnapshotsReceiving:      s.SnapshotsReceiving,
+		})
+	}
+	return traffic
 }
 
 // callLeader asks the leader something, here or elsewhere.

@@ -30,11 +30,12 @@ type replica struct {
 	switched func(*generation)      // told of a new machine, on the goroutine that applies
 	changed  func([]machine.Change) // told of changes of the membership that were applied, likewise
 
-	current atomic.Pointer[generation]
-	flushed chan struct{} // of whichever engine is current
-	retired sync.WaitGroup
-	ctx     context.Context // of forwarding flushes; ended by stop
-	stop    context.CancelFunc
+	current    atomic.Pointer[generation]
+	installing atomic.Int32  // 1 while a snapshot replaces the state
+	flushed    chan struct{} // of whichever engine is current
+	retired    sync.WaitGroup
+	ctx        context.Context // of forwarding flushes; ended by stop
+	stop       context.CancelFunc
 }
 
 var _ consensus.StateMachine = (*replica)(nil)
@@ -129,6 +130,8 @@ func (r *replica) StartFlush() error { return r.current.Load().StartFlush() }
 
 // Install implements consensus.StateMachine.
 func (r *replica) Install(index, term uint64) error {
+	r.installing.Store(1)
+	defer r.installing.Store(0)
 	dir := r.data.snapshotDir(index)
 	g, err := r.load(dir, index, term)
 	if err != nil {

@@ -110,29 +110,7 @@ func TestMetrics(t *testing.T) {
 	count := func() float64 { return 42 }
 	s.metrics.Watch(Sources{LeaderChanges: count, Keys: count})
 
-	families, err := s.metrics.Registry().Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.Metric {
-			var labels []string
-			for _, l := range m.Label {
-				labels = append(labels, l.GetValue())
-			}
-			slices.Sort(labels)
-			name := strings.Join(append([]string{f.GetName()}, labels...), " ")
-			switch {
-			case m.Counter != nil:
-				got[name] = m.Counter.GetValue()
-			case m.Gauge != nil:
-				got[name] = m.Gauge.GetValue()
-			case m.Histogram != nil:
-				got[name] = float64(m.Histogram.GetSampleCount())
-			}
-		}
-	}
+	got := gathered(t, s.metrics)
 	for name, want := range map[string]float64{
 		"grpc_server_started_total Put etcdserverpb.KV unary":                       2,
 		"grpc_server_handled_total OK Put etcdserverpb.KV unary":                    1,
@@ -193,6 +171,36 @@ func counted(t *testing.T, c prometheus.Counter) float64 {
 		t.Fatal(err)
 	}
 	return m.GetCounter().GetValue()
+}
+
+// gathered returns all metrics, each under its name and its labels' values, sorted. Of a
+// histogram it is how much was observed.
+func gathered(t *testing.T, m *Metrics) map[string]float64 {
+	t.Helper()
+	families, err := m.Registry().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, l.GetValue())
+			}
+			slices.Sort(labels)
+			name := strings.Join(append([]string{f.GetName()}, labels...), " ")
+			switch {
+			case m.Counter != nil:
+				got[name] = m.Counter.GetValue()
+			case m.Gauge != nil:
+				got[name] = m.Gauge.GetValue()
+			case m.Histogram != nil:
+				got[name] = float64(m.Histogram.GetSampleCount())
+			}
+		}
+	}
+	return got
 }
 
 func versionsCounted(t *testing.T, s *testServer) int {

@@ -28,6 +28,10 @@ type Metrics struct {
 	// a batch took, in seconds; SnapshotSave how long the engine took to write a snapshot.
 	LogSync, EngineCommit, SnapshotSave prometheus.Observer
 
+	peers       peerTimes
+	promoted    prometheus.Counter
+	notPromoted *prometheus.CounterVec
+
 	healthSuccess, healthFailure prometheus.Counter
 	healthGauge                  *prometheus.GaugeVec
 	healthCount                  *prometheus.CounterVec
@@ -52,6 +56,12 @@ func NewMetrics(extensive bool) *Metrics {
 	m.EngineCommit = m.histogram("etcd_disk_backend_commit_duration_seconds", "Duration of committing a batch of applied commands to the engine.", buckets)
 	m.SnapshotSave = m.histogram("etcd_disk_backend_snapshot_duration_seconds", "Duration of producing a snapshot.", prometheus.ExponentialBuckets(.01, 2, 17))
 
+	m.peers.init(m.registry)
+	m.promoted = m.counter("etcd_server_learner_promote_successes", "Learners promoted while this member led.")
+	m.notPromoted = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "etcd_server_learner_promote_failures", Help: "Promotions of learners that failed while this member led, by reason.",
+	}, []string{"Reason"})
+
 	m.healthSuccess = m.counter("etcd_server_health_success", "Successful checks of /health.")
 	m.healthFailure = m.counter("etcd_server_health_failures", "Failed checks of /health.")
 	m.healthGauge = prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -60,7 +70,7 @@ func NewMetrics(extensive bool) *Metrics {
 	m.healthCount = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "etcd_server_healthchecks_total", Help: "Health checks by result.",
 	}, []string{"type", "name", "status"})
-	m.registry.MustRegister(m.versions.vec, m.healthGauge, m.healthCount)
+	m.registry.MustRegister(m.versions.vec, m.notPromoted, m.healthGauge, m.healthCount)
 	return m
 }
 
@@ -135,6 +145,11 @@ type Sources struct {
 	LeasesGranted, LeasesRevoked            func() float64
 	LeasesRenewed, LeasesExpired, SlowApply func() float64
 	LogWrittenBytes                         func() float64
+	SnapshotsApplying                       func() float64
+
+	// Peers tells of the other members; MemberID is this one.
+	Peers    func() []PeerTraffic
+	MemberID uint64
 }
 
 // Watch registers the sources. It is called once.
@@ -161,22 +176,21 @@ func (m *Metrics) Watch(s Sources) {
 	m.counterFunc("etcd_debugging_server_lease_expired_total", "Leases that expired.", s.LeasesExpired)
 	m.counterFunc("etcd_server_slow_apply_total", "Batches that took longer to apply than expected.", s.SlowApply)
 	m.counterFunc("etcd_disk_wal_write_bytes_total", "Bytes written to the raft log.", s.LogWrittenBytes)
+	m.gaugeFunc("etcd_server_snapshot_apply_in_progress_total", "1 while a snapshot from another member replaces the state, else 0.", s.SnapshotsApplying)
+	if s.Peers != nil {
+		m.registry.MustRegister(peerCollector{s.MemberID, s.Peers})
+	}
 }
 
 // watchNode registers what a Node itself tells.
 func (m *Metrics) watchNode(s *Server) {
 	n := s.node
-	whether := func(f func(Status) bool) func() float64 {
-		return func() float64 {
-			if f(n.Status()) {
-				return 1
-			}
-			return 0
-		}
+	is := func(f func(Status) bool) func() float64 {
+		return func() float64 { return whether(f(n.Status())) }
 	}
-	m.gaugeFunc("etcd_server_has_leader", "1 if a leader is known, else 0.", whether(func(st Status) bool { return st.Leader != 0 }))
-	m.gaugeFunc("etcd_server_is_leader", "1 if this member leads, else 0.", whether(func(st Status) bool { return st.Leader == s.cfg.MemberID }))
-	m.gaugeFunc("etcd_server_is_learner", "1 if this member does not vote, else 0.", whether(func(st Status) bool { return st.IsLearner }))
+	m.gaugeFunc("etcd_server_has_leader", "1 if a leader is known, else 0.", is(func(st Status) bool { return st.Leader != 0 }))
+	m.gaugeFunc("etcd_server_is_leader", "1 if this member leads, else 0.", is(func(st Status) bool { return st.Leader == s.cfg.MemberID }))
+	m.gaugeFunc("etcd_server_is_learner", "1 if this member does not vote, else 0.", is(func(st Status) bool { return st.IsLearner }))
 	m.gaugeFunc("etcd_server_proposals_committed_total", "Index of the last raft entry committed.", func() float64 { return float64(n.Status().Committed) })
 	m.gaugeFunc("etcd_server_proposals_applied_total", "Index of the last raft entry applied.", func() float64 { return float64(n.Status().Applied) })
 	m.gaugeFunc("etcd_server_quota_backend_bytes", "The quota, in bytes.", func() float64 { return float64(s.cfg.QuotaBackendBytes) })

@@ -231,6 +231,9 @@ func TestSnapshotClosed(t *testing.T) {
 				defer b.snapshots.mu.Unlock()
 				return len(b.snapshots.begun) == 1
 			})
+			if sending, receiving := a.Stats()[0].SnapshotsSending, b.Stats()[0].SnapshotsReceiving; sending != 1 || receiving != 1 {
+				t.Errorf("%d snapshots are being sent, and %d received", sending, receiving)
+			}
 			c.stop(a, b)
 			p.thaw()
 			p.cut()
