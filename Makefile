@@ -44,6 +44,7 @@ faults: ## hurt clusters for ROUNDS rounds (20) of a minute, from a new seed, an
 
 bench: ## measure against etcd and write docs/benchmarks.md
 	go run ./bench/compare --page docs/benchmarks.md
+	go run ./bench/compare --members 3 --page docs/benchmarks.md
 
 docs: ## write docs/flags.md from the table of flags
 	COTERIE_WRITE_DOCS=1 go test ./cmd/coterie -count 1 -run '^TestReferenceIsUpToDate$$'

@@ -1,23 +1,25 @@
 package main
 
 import (
-	"bytes"
 	"flag"
 	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/coteriedb/coterie/bench"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
 
 func TestMarkdown(t *testing.T) {
 	rows := matching(oneNode(), regexp.MustCompile("^put"))
-	r := newResult("one-node", settings{rounds: 3, duration: 1500 * time.Millisecond}, rows)
+	r := newResult(settings{members: 1, rounds: 3, duration: 1500 * time.Millisecond}, rows)
 	r.Environment = environment{
 		Date: "2026-01-02", Etcd: "etcd Version: 3.7.3", Coterie: "coterie 0.1.0", Commit: "abc", CPU: "Some CPU", CPUs: 2,
 		Kernel: "6.1", Go: "go1.26", FileSystem: "ext4", SyncUS: 152.4,
@@ -37,10 +39,14 @@ func TestMarkdown(t *testing.T) {
 	if err := r.failures(); err == nil || !strings.Contains(err.Error(), "1000 clients: 4 requests to Coterie failed") {
 		t.Errorf("failures are reported as %v", err)
 	}
-	got := []byte(r.markdown())
-	path := filepath.Join("testdata", "table.md")
+	golden(t, "table.md", r.markdown())
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
 	if *rewrite {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -48,7 +54,7 @@ func TestMarkdown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(got, want) {
+	if got != string(want) {
 		t.Errorf("%s differs (-rewrite accepts it):\n%s", path, got)
 	}
 }
@@ -68,29 +74,87 @@ func TestMedian(t *testing.T) {
 	}
 }
 
-func TestReplaceSection(t *testing.T) {
-	page := "before\n" + pageBegin + "\nold\n" + pageEnd + "\nafter\n"
-	got, err := replaceSection(page, "new\n")
-	if want := "before\n" + pageBegin + "\n\nnew\n\n" + pageEnd + "\nafter\n"; err != nil || got != want {
-		t.Errorf("%q, %v", got, err)
+func TestSections(t *testing.T) {
+	all := []section{oneNodeSection, threeMembersSection, catchUpSection}
+	page := "before\n"
+	for _, s := range all {
+		page += s.begin + "\nold\n" + s.end + "\nafter\n"
 	}
-	if again, err := replaceSection(got, "new"); err != nil || again != got {
-		t.Errorf("a second time: %q, %v", again, err)
+	for _, s := range all {
+		updated, err := s.replace(page, "new "+s.name+"\n")
+		if want := strings.Replace(page, s.begin+"\nold\n", s.begin+"\n\nnew "+s.name+"\n\n", 1); err != nil || updated != want {
+			t.Errorf("%s: %q, %v", s.name, updated, err)
+		}
+		if again, err := s.replace(updated, "new "+s.name); err != nil || again != updated {
+			t.Errorf("%s a second time: %q, %v", s.name, again, err)
+		}
+		page = updated // what the others wrote must survive
 	}
-	for _, bad := range []string{"", pageBegin, pageEnd + pageBegin} {
-		if _, err := replaceSection(bad, "new"); err == nil {
+	for _, bad := range []string{"", oneNodeSection.begin, oneNodeSection.end + oneNodeSection.begin} {
+		if _, err := oneNodeSection.replace(bad, "new"); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
 	}
 }
 
-func TestThePageHasASection(t *testing.T) {
+func TestThePageHasTheSections(t *testing.T) {
 	page, err := os.ReadFile("../../docs/benchmarks.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := replaceSection(string(page), "new"); err != nil {
-		t.Error(err)
+	for _, s := range []section{oneNodeSection, threeMembersSection, catchUpSection} {
+		if _, err := s.replace(string(page), "new"); err != nil {
+			t.Errorf("%s: %v", s.name, err)
+		}
+	}
+}
+
+func TestPublish(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "page.md")
+	if err := os.WriteFile(page, []byte(threeMembersSection.begin+threeMembersSection.end), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := threeMembersSection.publish(page, "table", map[string]int{"n": 3}); err != nil {
+		t.Fatal(err)
+	}
+	text, err1 := os.ReadFile(page)
+	numbers, err2 := os.ReadFile(filepath.Join(strings.TrimSuffix(page, ".md"), "three-members.json"))
+	if !strings.Contains(string(text), "\ntable\n") || string(numbers) != "{\n  \"n\": 3\n}\n" {
+		t.Errorf("%q %v, %q %v", text, err1, numbers, err2)
+	}
+}
+
+func TestRowsOfThreeMembers(t *testing.T) {
+	var names []string
+	for _, r := range threeMembers() {
+		names = append(names, r.name())
+	}
+	want := []string{"put, 1", "put, 100", "put, 1000", "range, linearizable, 1000", "range, serializable, 1000"}
+	if !slices.Equal(names, want) {
+		t.Errorf("%q, want %q", names, want)
+	}
+}
+
+func TestCatchUpMarkdown(t *testing.T) {
+	r := &caughtUp{Bytes: 2e9, FillSeconds: 31, Seconds: 12.3, Rate: 1000, Phases: []phase{
+		{State: "one of three members down", Puts: &bench.Report{Succeeded: 1500, Latency: bench.Latency{P50US: 400, P99US: 2000, P999US: 3000, MaxUS: 4000}}},
+		{State: "it catches up", Puts: &bench.Report{Succeeded: 12_300, Unsent: 2, Failed: 1, Latency: bench.Latency{P50US: 500, P99US: 2500, P999US: 5000, MaxUS: 9000}}},
+	}}
+	golden(t, "catchup.md", r.markdown())
+}
+
+func TestUnsentPuts(t *testing.T) {
+	for _, c := range []struct {
+		report bench.Report
+		want   int64
+	}{
+		{bench.Report{Unsent: 2, Rate: 1000, Latency: bench.Latency{MaxUS: 5000}}, 2},
+		{bench.Report{Unsent: 6, Rate: 1000, Latency: bench.Latency{MaxUS: 5000}, Interrupted: true}, 0},
+		{bench.Report{Unsent: 9, Rate: 1000, Latency: bench.Latency{MaxUS: 5000}, Interrupted: true}, 3},
+	} {
+		if got := unsent(&c.report); got != c.want {
+			t.Errorf("%+v: %d, want %d", c.report, got, c.want)
+		}
 	}
 }
 
@@ -112,6 +176,8 @@ func TestFileSystem(t *testing.T) {
 func TestBadArguments(t *testing.T) {
 	for _, args := range [][]string{
 		{"--rounds", "0"}, {"--duration", "1ms"}, {"extra"}, {"--rows", "("}, {"--rows", "no such load"}, {"--no-such-flag"},
+		{"--members", "0"}, {"--members", "10"}, {"--members", "3", "--rows", "txn"},
+		{"--catch-up", "--gigabytes", "0"}, {"--catch-up", "--gigabytes", "NaN"}, {"--catch-up", "--rate", "-1"},
 	} {
 		if err := run(t.Context(), args, io.Discard, io.Discard); err == nil {
 			t.Errorf("%q was accepted", args)
@@ -121,7 +187,7 @@ func TestBadArguments(t *testing.T) {
 
 func TestServerThatDoesNotStart(t *testing.T) {
 	bad := side{name: "broken", binary: "/bin/sh", command: []string{"-c", "echo no reason given >&2; exit 3"}}
-	_, err := start(t.Context(), bad, t.TempDir())
+	_, err := start(t.Context(), bad, t.TempDir(), 1)
 	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "no reason given") {
 		t.Errorf("starting it says %v", err)
 	}

@@ -1,5 +1,6 @@
 // Command compare runs the same loads against etcd and Coterie, both fresh, in turn, and prints how
-// they compare.
+// they compare: single servers, or clusters of several members. It also measures what the writes of
+// one cluster notice of a member that catches up.
 //
 // It owns the comparison: building and starting the servers, the order of the rounds, medians and
 // the page. It promises that both sides get the same flags, file system, load and order of loads,
@@ -14,13 +15,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"runtime/debug"
 	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/coteriedb/coterie/bench"
 )
 
 func main() {
@@ -43,14 +45,23 @@ type settings struct {
 	dir              string
 	page             string
 	rows             string
+	members          int
 	rounds           int
 	duration, warmUp time.Duration
+
+	catchUp   bool
+	gigabytes float64
+	rate      float64
 }
+
+// maxGigabytes bounds what a catch-up writes: it is still to fit beside two copies of itself.
+const maxGigabytes = 100
 
 func parse(args []string) (settings, error) {
 	var s settings
 	f := pflag.NewFlagSet("compare", pflag.ContinueOnError)
 	f.SortFlags = false
+	f.IntVar(&s.members, "members", 1, "members of each server: 1, or a cluster of up to 9")
 	f.IntVar(&s.rounds, "rounds", 5, "how often each server runs; numbers are medians")
 	f.DurationVar(&s.duration, "duration", 1500*time.Millisecond, "how long each load is measured in a round")
 	f.DurationVar(&s.warmUp, "warm-up", 400*time.Millisecond, "how long each load runs before that")
@@ -59,9 +70,18 @@ func parse(args []string) (settings, error) {
 	f.StringVar(&s.dir, "dir", os.TempDir(), "where the data directories are made: a file system that stands for real ones")
 	f.StringVar(&s.etcd, "etcd", "", "binary to compare with (built if not given)")
 	f.StringVar(&s.coterie, "coterie", "", "binary to compare (built if not given); one called etcd* is started as etcd is")
+	f.BoolVar(&s.catchUp, "catch-up", false, "measure instead what a cluster of Coterie's does while a member that was down catches up")
+	f.Float64Var(&s.gigabytes, "gigabytes", 2, "with --catch-up: what is written while the member is down, in units of 1,000,000,000 bytes")
+	f.Float64Var(&s.rate, "rate", 1000, "with --catch-up: puts per second, at a fixed rate")
 	err := f.Parse(args)
 	switch {
 	case err != nil:
+	case s.members < 1 || s.members > 9:
+		err = fmt.Errorf("%d members: must be between 1 and 9", s.members)
+	case !(s.gigabytes > 0 && s.gigabytes <= maxGigabytes):
+		err = fmt.Errorf("%g gigabytes: must be more than 0 and at most %d", s.gigabytes, maxGigabytes)
+	case !(s.rate > 0 && s.rate <= bench.MaxRate):
+		err = fmt.Errorf("a rate of %g puts/s: must be more than 0 and at most %d", s.rate, bench.MaxRate)
 	case f.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
 	case s.rounds < 1 || s.rounds > 100:
@@ -80,13 +100,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	pattern, err := regexp.Compile(s.rows)
+	rows, err := s.selectedRows()
 	if err != nil {
-		return fmt.Errorf("--rows: %w", err)
-	}
-	rows := matching(oneNode(), pattern)
-	if len(rows) == 0 {
-		return fmt.Errorf("--rows: no load is called %q", s.rows)
+		return err
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(generatorGCPercent)
@@ -105,22 +121,39 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	c := comparison{settings: s, rows: rows, sides: sides, work: work, progress: progress}
-	result, err := c.rounds(ctx)
+	var found findings
+	if s.catchUp {
+		found, err = catchUp{settings: s, side: sides[1], work: work, progress: progress}.run(ctx, env)
+	} else {
+		found, err = comparison{settings: s, rows: rows, sides: sides, work: work, progress: progress}.rounds(ctx, env)
+	}
 	if err != nil {
 		return err
 	}
-	result.Environment = env
-	table := result.markdown()
-	fmt.Fprintln(out, table)
+	text := found.markdown()
+	fmt.Fprintln(out, text)
 	if s.page != "" {
-		if err := updatePage(s.page, table); err != nil {
-			return err
-		}
-		base := s.page[:len(s.page)-len(filepath.Ext(s.page))]
-		if err := result.writeJSON(filepath.Join(base, result.Name+".json")); err != nil {
+		if err := s.section().publish(s.page, text, found); err != nil {
 			return err
 		}
 	}
-	return result.failures()
+	return found.failures()
+}
+
+// findings are what a run measured. As JSON they lie beside the page.
+type findings interface {
+	markdown() string
+	failures() error // requests failed, and the numbers are not to be trusted
+}
+
+func (s settings) selectedRows() ([]row, error) {
+	pattern, err := regexp.Compile(s.rows)
+	if err != nil {
+		return nil, fmt.Errorf("--rows: %w", err)
+	}
+	rows := matching(s.allRows(), pattern)
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("--rows: no load is called %q", s.rows)
+	}
+	return rows, nil
 }

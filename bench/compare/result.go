@@ -1,12 +1,9 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -19,6 +16,7 @@ import (
 type result struct {
 	Name        string      `json:"name"`
 	Environment environment `json:"environment"`
+	Members     int         `json:"members"` // of each server
 	Rounds      int         `json:"rounds"`
 	Seconds     float64     `json:"seconds"` // of each measurement
 	Rows        []rowResult `json:"rows"`
@@ -65,8 +63,8 @@ func newSample(r *bench.Report) sample {
 // tenths drops the digits that mean nothing.
 func tenths(x float64) float64 { return math.Round(10*x) / 10 }
 
-func newResult(name string, s settings, rows []row) *result {
-	r := &result{Name: name, Rounds: s.rounds, Seconds: s.duration.Seconds()}
+func newResult(s settings, rows []row) *result {
+	r := &result{Name: s.section().name, Members: s.members, Rounds: s.rounds, Seconds: s.duration.Seconds()}
 	for _, row := range rows {
 		r.Rows = append(r.Rows, rowResult{Load: row.load, Clients: row.clients, Conns: row.conns})
 	}
@@ -140,7 +138,11 @@ func (r *result) markdown() string {
 			e(cpu), c(cpu), ratio(c(cpu), e(cpu)))
 	}
 	last := r.Rows[len(r.Rows)-1]
-	fmt.Fprintf(&b, "\nResident memory of the server after all loads: etcd %s, Coterie %s.\n",
+	of := "the server"
+	if r.Members > 1 {
+		of = "all members together"
+	}
+	fmt.Fprintf(&b, "\nResident memory of %s after all loads: etcd %s, Coterie %s.\n", of,
 		humanize.IBytes(uint64(last.Etcd.median(resident))), humanize.IBytes(uint64(last.Coterie.median(resident))))
 	if err := r.failures(); err != nil {
 		fmt.Fprintf(&b, "\nNot to be trusted, because requests failed:\n\n```\n%v\n```\n", err)
@@ -156,41 +158,3 @@ func ratio(a, b float64) string {
 }
 
 func millis(us float64) string { return fmt.Sprintf("%.2f ms", us/1000) }
-
-func (r *result) writeJSON(path string) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(data, '\n'), 0o644)
-}
-
-const (
-	pageBegin = "<!-- begin: written by bench/compare, do not edit -->"
-	pageEnd   = "<!-- end: written by bench/compare -->"
-)
-
-// updatePage replaces the generated section of a page.
-func updatePage(path, section string) error {
-	page, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	updated, err := replaceSection(string(page), section)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return os.WriteFile(path, []byte(updated), 0o644)
-}
-
-func replaceSection(page, section string) (string, error) {
-	before, rest, ok := strings.Cut(page, pageBegin)
-	_, after, ok2 := strings.Cut(rest, pageEnd)
-	if !ok || !ok2 {
-		return "", fmt.Errorf("the lines %q and %q must mark the generated section", pageBegin, pageEnd)
-	}
-	return before + pageBegin + "\n\n" + strings.TrimSpace(section) + "\n\n" + pageEnd + after, nil
-}

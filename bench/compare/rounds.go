@@ -21,8 +21,9 @@ type comparison struct {
 // rounds runs every round: both servers start fresh, and every row runs against one and at once
 // against the other. Which is first alternates from row to row and from round to round, so that what
 // else happens on the machine meets both alike. The server that is not measured idles.
-func (c comparison) rounds(ctx context.Context) (*result, error) {
-	res := newResult("one-node", c.settings, c.rows)
+func (c comparison) rounds(ctx context.Context, env environment) (*result, error) {
+	res := newResult(c.settings, c.rows)
+	res.Environment = env
 	for round := range c.settings.rounds {
 		if err := c.round(ctx, round, res); err != nil {
 			return nil, fmt.Errorf("round %d: %w", round+1, err)
@@ -35,7 +36,7 @@ func (c comparison) round(ctx context.Context, round int, res *result) (failure 
 	var servers [2]*server
 	var filled [2]bool
 	for i, s := range c.sides {
-		v, err := start(ctx, s, c.work)
+		v, err := start(ctx, s, c.work, c.settings.members)
 		if err != nil {
 			return err
 		}
@@ -65,13 +66,13 @@ func (c comparison) measure(ctx context.Context, v *server, r row, filled bool) 
 	if err != nil {
 		return sample{}, err
 	}
-	pool, err := bench.Dial(ctx, bench.Target{Endpoints: []string{v.endpoint}, Conns: r.conns})
+	pool, err := bench.Dial(ctx, bench.Target{Endpoints: v.endpoints(), Conns: r.conns})
 	if err != nil {
 		return sample{}, err
 	}
 	defer pool.Close()
 	report, err := bench.Run(ctx, pool, load, bench.Plan{
-		Clients: r.clients, Duration: c.settings.duration, WarmUp: c.settings.warmUp, ServerPIDs: []int{v.cmd.Process.Pid},
+		Clients: r.clients, Duration: c.settings.duration, WarmUp: c.settings.warmUp, ServerPIDs: v.pids(),
 	})
 	switch {
 	case err != nil:

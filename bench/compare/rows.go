@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"slices"
 
 	"github.com/coteriedb/coterie/bench"
 )
@@ -44,6 +45,20 @@ func oneNode() []row {
 		{load: "txn", clients: 100, conns: 100, reads: true, make: txn},
 		{load: "txn", clients: 1000, conns: 100, reads: true, make: txn},
 	}
+}
+
+// threeMembers is the comparison of clusters. A single connection goes to the leader, more are spread over all members.
+func threeMembers() []row {
+	return slices.DeleteFunc(oneNode(), func(r row) bool {
+		return r.load == "txn" || r.reads && r.clients != 1000
+	})
+}
+
+func (s settings) allRows() []row {
+	if s.members > 1 {
+		return threeMembers()
+	}
+	return oneNode()
 }
 
 func matching(rows []row, pattern *regexp.Regexp) (out []row) {

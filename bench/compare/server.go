@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -96,110 +98,201 @@ func version(ctx context.Context, binary string) (string, error) {
 	return strings.TrimSpace(first), nil
 }
 
-// server is a running side.
+// server is a running side: one member, or several that form a cluster.
 type server struct {
-	side     side
-	dir      string
-	endpoint string
-	cmd      *exec.Cmd
-	exited   chan struct{} // closed when the process has ended
-	exitErr  error         // readable then
+	side    side
+	dir     string
+	members []*member
 }
 
-// start starts a side on an empty data directory and waits until it answers.
-func start(ctx context.Context, s side, work string) (*server, error) {
+// member is one process of a server, which may be started again after it has ended.
+type member struct {
+	side     side
+	log      string
+	endpoint string
+	args     []string
+
+	cmd     *exec.Cmd
+	exited  chan struct{} // closed when the process has ended
+	exitErr error         // readable then
+}
+
+// start starts a side of so many members on empty data directories and waits until all of them answer.
+func start(ctx context.Context, s side, work string, size int, flags ...string) (*server, error) {
 	dir, err := os.MkdirTemp(work, strings.ToLower(s.name)+"-")
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(2)
+	ports, err := freePorts(2 * size)
 	if err != nil {
 		return nil, err
 	}
-	client, peer := "http://"+ports[0], "http://"+ports[1]
-	args := append(append([]string(nil), s.command...),
-		"--name=compare", "--data-dir="+filepath.Join(dir, "data"),
-		"--listen-client-urls="+client, "--advertise-client-urls="+client,
-		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
-		"--initial-cluster=compare="+peer)
-	v := &server{side: s, dir: dir, endpoint: ports[0], cmd: exec.Command(s.binary, args...), exited: make(chan struct{})}
-	log, err := os.Create(v.logPath())
-	if err != nil {
-		return nil, err
+	v := &server{side: s, dir: dir}
+	var initial []string
+	for i := range size {
+		initial = append(initial, fmt.Sprintf("compare%d=http://%s", i, ports[size+i]))
 	}
-	defer log.Close() // the process has its own descriptor
-	v.cmd.Stdout, v.cmd.Stderr = log, log
-	if err := v.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", s.name, err)
+	for i := range size {
+		v.members = append(v.members, newMember(s, dir, i, ports[i], ports[size+i], append(flags, "--initial-cluster="+strings.Join(initial, ","))))
 	}
-	go func() { // ends with the process, which stop ends
-		v.exitErr = v.cmd.Wait()
-		close(v.exited)
-	}()
+	for _, m := range v.members {
+		if err := m.launch(); err != nil {
+			return nil, errors.Join(err, v.stop())
+		}
+	}
 	if err := v.ready(ctx); err != nil {
 		return nil, errors.Join(err, v.stop())
 	}
 	return v, nil
 }
 
-func (v *server) logPath() string { return filepath.Join(v.dir, "log") }
+func newMember(s side, dir string, number int, client, peer string, flags []string) *member {
+	name := "compare" + strconv.Itoa(number)
+	clientURL, peerURL := "http://"+client, "http://"+peer
+	args := append([]string(nil), s.command...)
+	args = append(args, "--name="+name, "--data-dir="+filepath.Join(dir, name),
+		"--listen-client-urls="+clientURL, "--advertise-client-urls="+clientURL,
+		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL)
+	return &member{side: s, log: filepath.Join(dir, name+".log"), endpoint: client, args: append(args, flags...)}
+}
 
+// launch starts the process and does not wait for it to answer.
+func (m *member) launch() error {
+	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close() // the process has its own descriptor
+	cmd, exited := exec.Command(m.side.binary, m.args...), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting %s: %w", m.side.name, err)
+	}
+	m.cmd, m.exited = cmd, exited
+	go func() { // ends with the process, which end ends
+		m.exitErr = cmd.Wait()
+		close(exited)
+	}()
+	return nil
+}
+
+// ready waits until every member answers, and a cluster under the leadership of its first member.
 func (v *server) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	for _, m := range v.members {
+		if err := m.ready(ctx); err != nil {
+			return err
+		}
+	}
+	if len(v.members) == 1 {
+		return nil
+	}
+	if err := v.lead(ctx); err != nil {
+		return fmt.Errorf("making the first member of %s the leader: %w\n%s", v.side.name, err, v.logTail())
+	}
+	return nil
+}
+
+func (m *member) ready(ctx context.Context) error {
 	for {
-		pool, err := bench.Dial(ctx, bench.Target{Endpoints: []string{v.endpoint}, Conns: 1, DialTimeout: time.Second})
+		pool, err := bench.Dial(ctx, bench.Target{Endpoints: []string{m.endpoint}, Conns: 1, DialTimeout: time.Second})
 		if err == nil {
 			pool.Close()
 			return nil
 		}
 		select {
-		case <-v.exited:
-			return fmt.Errorf("%s ended while starting: %w\n%s", v.side.name, v.exitErr, v.logTail())
+		case <-m.exited:
+			return fmt.Errorf("%s ended while starting: %w\n%s", m.side.name, m.exitErr, m.logTail())
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not answer (%w): %w\n%s", v.side.name, ctx.Err(), err, v.logTail())
+			return fmt.Errorf("%s does not answer (%w): %w\n%s", m.side.name, ctx.Err(), err, m.logTail())
 		default:
 		}
 	}
 }
 
-// logTail is the end of the server's log, for messages about a server that does not work.
+func (v *server) endpoints() (out []string) {
+	for _, m := range v.members {
+		out = append(out, m.endpoint)
+	}
+	return out
+}
+
+func (v *server) pids() (out []int) {
+	for _, m := range v.members {
+		out = append(out, m.cmd.Process.Pid)
+	}
+	return out
+}
+
+// logTail is the end of the members' logs, for messages about a server that does not work.
 func (v *server) logTail() string {
-	log, err := os.ReadFile(v.logPath())
+	var tails []string
+	for _, m := range v.members {
+		tails = append(tails, m.logTail())
+	}
+	return strings.Join(tails, "\n")
+}
+
+func (m *member) logTail() string {
+	log, err := os.ReadFile(m.log)
 	if err != nil {
 		return err.Error()
 	}
 	return string(log[max(0, len(log)-logTailBytes):])
 }
 
-// stop ends the process and removes its data.
+// stop ends the processes and removes their data.
 func (v *server) stop() error {
-	// An error means that the process has ended already.
-	_ = v.cmd.Process.Signal(syscall.SIGTERM)
-	timer := time.NewTimer(stopTimeout)
-	defer timer.Stop()
-	var err error
-	select {
-	case <-v.exited:
-	case <-timer.C:
-		_ = v.cmd.Process.Kill()
-		<-v.exited
-		err = fmt.Errorf("%s did not stop within %v and was killed", v.side.name, stopTimeout)
+	var errs []error
+	for _, m := range v.members {
+		m.signal()
 	}
-	err = errors.Join(err, os.RemoveAll(v.dir))
+	for _, m := range v.members {
+		errs = append(errs, m.end())
+	}
+	errs = append(errs, os.RemoveAll(v.dir))
 	syscall.Sync() // the next server must not pay for what this one has left to write
-	return err
+	return errors.Join(errs...)
 }
 
-// freePorts finds addresses on the loopback interface that nobody listens on.
+func (m *member) signal() {
+	if m.cmd != nil {
+		_ = m.cmd.Process.Signal(syscall.SIGTERM) // an error means that the process has ended already
+	}
+}
+
+// end ends the process, if it runs, and waits for that.
+func (m *member) end() error {
+	if m.cmd == nil {
+		return nil
+	}
+	m.signal()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case <-m.exited:
+		return nil
+	case <-timer.C:
+		_ = m.cmd.Process.Kill()
+		<-m.exited
+		return fmt.Errorf("%s did not stop within %v and was killed", m.side.name, stopTimeout)
+	}
+}
+
+// freePorts finds addresses on the loopback interface that nobody listens on, and that the system does not give to
+// connections: whoever keeps dialing a member that is down could be given the very port that it dials.
 func freePorts(n int) (addrs []string, err error) {
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	const first, last = 15000, 32000
+	for range 1000 {
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(first+rand.IntN(last-first)))
 		if err != nil {
-			return nil, err
+			continue
 		}
 		defer l.Close() // together at the end, so that the addresses differ
-		addrs = append(addrs, l.Addr().String())
+		if addrs = append(addrs, l.Addr().String()); len(addrs) == n {
+			return addrs, nil
+		}
 	}
-	return addrs, nil
+	return nil, errors.New("no free port on the loopback interface")
 }
