@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -176,19 +177,34 @@ func (n *Node) applyLoop() error {
 			rest = rest[size:]
 		}
 		n.applies.recycle(work)
-		waiting := barriers[:0]
-		for _, b := range barriers {
-			if b.index > n.applied.Load() {
-				waiting = append(waiting, b)
-				continue
-			}
-			for _, r := range b.readers {
-				r.done(nil)
-			}
-		}
-		clear(barriers[len(waiting):])
-		barriers = waiting
+		barriers = n.letGo(barriers)
 	}
+}
+
+// letGo answers the readers whose index is reached, and those whose time is
+// over, and returns what still waits.
+func (n *Node) letGo(barriers []*barrier) []*barrier {
+	if len(barriers) == 0 {
+		return barriers
+	}
+	applied, now := n.applied.Load(), time.Now()
+	waiting := barriers[:0]
+	for _, b := range barriers {
+		reached := b.index <= applied
+		for len(b.readers) > 0 && (reached || !now.Before(b.readers[0].deadline)) {
+			var err error
+			if !reached {
+				err = ErrTimeout
+			}
+			b.readers[0].done(err)
+			b.readers = b.readers[1:]
+		}
+		if len(b.readers) > 0 {
+			waiting = append(waiting, b)
+		}
+	}
+	clear(barriers[len(waiting):])
+	return waiting
 }
 
 // installSnapshot has the machine replaced.

@@ -531,6 +531,7 @@ func (n *Node) run() error {
 		case now := <-ticker.C:
 			n.core.tick(now)
 			n.noteNeed()
+			n.applies.put() // wakes who lets readers go, for their time may be over
 		case <-n.wake:
 		}
 		n.input()

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"testing"
@@ -108,6 +109,45 @@ func TestLogIsNotCutBeyondWhatRaftKnowsToBeApplied(t *testing.T) {
 		must(t, n.call(t.Context(), func(c *core) { must(t, c.raft.Campaign()) }))
 	}
 	m.leave <- struct{}{}
+	n.Close()
+	must(t, l.Close())
+}
+
+// asked passes on the read indexes that a member asks for.
+type asked chan *pb.Message
+
+func (a asked) Send(ms []*pb.Message) {
+	for _, m := range ms {
+		if m.GetType() == pb.MsgReadIndex {
+			select {
+			case a <- m:
+			default:
+			}
+		}
+	}
+}
+
+// The leader has told what a reader must wait for, and then it is not heard of
+// any more.
+func TestReadThatWaitsForEntriesTimesOut(t *testing.T) {
+	l, asks := newLog(t, vfs.NewMem()), make(asked, 1)
+	cfg := config(l, newJournal())
+	cfg.Voters, cfg.ElectionTicks, cfg.RequestTimeout, cfg.Peers = []uint64{1, 2, 5}, 1000, 100*time.Millisecond, asks
+	n := start(t, cfg)
+	fromLeader(n, 1, 1, 1)
+	answer := make(chan error, 1)
+	n.ReadIndex(func(err error) { answer <- err })
+	ask := <-asks
+	n.Receive(&pb.Message{Type: pb.MsgReadIndexResp.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2)),
+		Index: new(uint64(40)), Entries: ask.Entries})
+	select {
+	case err := <-answer:
+		if !errors.Is(err, ErrTimeout) {
+			t.Errorf("answered with %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("not answered")
+	}
 	n.Close()
 	must(t, l.Close())
 }

@@ -119,10 +119,21 @@ func stress(t *testing.T, seed uint64) {
 	}
 	f.settle()
 	close(stop)
-	clients.Wait()
+	f.await(&clients)
 	f.check()
 	for _, m := range f.running() {
 		f.halt(m)
+	}
+}
+
+// await waits for the clients, who have asked their last.
+func (f *field) await(clients *sync.WaitGroup) {
+	answered := make(chan struct{})
+	go func() { clients.Wait(); close(answered) }() // ends when the members have been halted, at the latest
+	select {
+	case <-answered:
+	case <-time.After(10 * stressTimeout):
+		f.t.Error("a client has not been answered")
 	}
 }
 
