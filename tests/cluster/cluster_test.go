@@ -155,6 +155,7 @@ func TestFaults(t *testing.T) {
 // span is the time of one fault and of the peace after it.
 type span struct {
 	fault    Fault
+	who      string
 	from, to time.Duration
 }
 
@@ -179,10 +180,11 @@ func faultRound(t *testing.T, seed uint64, members int) {
 			t.Fatal(err)
 		}
 		from := traffic.Mark()
-		if err := inject(ctx, c, n, f); err != nil {
+		who, err := inject(ctx, c, n, f)
+		if err != nil {
 			giveUp(t, traffic, fmt.Errorf("%w\nthe plan:\n%s", err, Script(plan)))
 		}
-		spans = append(spans, span{f, from, traffic.Mark()})
+		spans = append(spans, span{f, who, from, traffic.Mark()})
 	}
 	judge(ctx, t, c, traffic)
 	checkService(t, traffic.Notes(), spans)
@@ -192,10 +194,11 @@ func faultRound(t *testing.T, seed uint64, members int) {
 }
 
 // inject does one fault. It fails also when a member has ended that nobody ended.
-func inject(ctx context.Context, c *target.Cluster, n *network.Network, f Fault) error {
+func inject(ctx context.Context, c *target.Cluster, n *network.Network, f Fault) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
-	return errors.Join(Inject(ctx, c, n, f), c.Failed())
+	who, err := Inject(ctx, c, n, f)
+	return who, errors.Join(err, c.Failed())
 }
 
 // judge ends the traffic and checks all that was noted against all that the members hold.
@@ -328,7 +331,7 @@ func checkService(t *testing.T, notes *Notes, spans []span) {
 	divided := false
 	for _, s := range spans {
 		gap := longestSilence(notes, s.from, s.to)
-		t.Logf("%5.1f s: %s: %d ms without a write", s.from.Seconds(), s.fault.Name, gap.Milliseconds())
+		t.Logf("%5.1f s: %s (%s): %d ms without a write", s.from.Seconds(), s.fault.Name, s.who, gap.Milliseconds())
 		for _, f := range faults {
 			switch {
 			case f.name != s.fault.Name || !f.lead || gap <= serviceLimit:

@@ -131,12 +131,14 @@ type scene struct {
 	undo                    []func() error
 }
 
-// Inject takes a cluster through one fault: it begins it, lets it last, undoes it, and waits until all members serve.
-func Inject(ctx context.Context, c *target.Cluster, n *network.Network, f Fault) error {
+// Inject takes a cluster through one fault: it begins it, lets it last, undoes it, and waits until all members serve. It
+// says who was whom when it began.
+func Inject(ctx context.Context, c *target.Cluster, n *network.Network, f Fault) (string, error) {
 	s := &scene{cluster: c, net: n}
 	if err := s.cast(ctx, f.Pick); err != nil {
-		return err
+		return "", err
 	}
+	who := fmt.Sprintf("leader %s, follower %s", c.Name(s.leader), c.Name(s.follower))
 	err := s.act(ctx, f)
 	for i := len(s.undo) - 1; i >= 0; i-- {
 		err = errors.Join(err, s.undo[i]())
@@ -146,9 +148,9 @@ func Inject(ctx context.Context, c *target.Cluster, n *network.Network, f Fault)
 		err = c.WaitReady(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("%s, leader %d, follower %d: %w", f.Name, s.leader, s.follower, err)
+		return who, fmt.Errorf("%s, %s: %w", f.Name, who, err)
 	}
-	return nil
+	return who, nil
 }
 
 func (s *scene) act(ctx context.Context, f Fault) error {
