@@ -81,6 +81,18 @@ func encodeChange(c *machine.Change, proposer, sequence uint64) ([]byte, error) 
 	return proto.Marshal(cc)
 }
 
+// membershipChange returns what raft takes an entry for, nil if it is for commands.
+func membershipChange(e *pb.Entry) (*pb.ConfChange, error) {
+	switch e.GetType() {
+	case pb.EntryNormal:
+		return nil, nil
+	case pb.EntryConfChange:
+		cc := &pb.ConfChange{}
+		return cc, proto.Unmarshal(e.Data, cc)
+	}
+	return nil, fmt.Errorf("consensus: entries of type %v are unknown", e.GetType())
+}
+
 func decodeChange(data []byte) (*pb.ConfChange, *machine.Change, error) {
 	cc := &pb.ConfChange{}
 	if err := proto.Unmarshal(data, cc); err != nil {

@@ -559,6 +559,38 @@ func TestMembershipChanges(t *testing.T) {
 	}
 }
 
+// A leader that is to be removed passes leadership on, and its successor removes
+// it, whoever has asked for that.
+func TestLeaderDoesNotRemoveItself(t *testing.T) {
+	c := newCluster(t, nil, 1, 2, 3)
+	removers := map[uint64][]uint64{} // by whom they remove
+	c.mu.Lock()
+	c.lose = func(m *pb.Message) bool {
+		for _, e := range m.Entries {
+			if cc, err := membershipChange(e); m.GetType() == pb.MsgApp && err == nil && cc.GetType() == pb.ConfChangeRemoveNode {
+				removers[cc.GetNodeId()] = append(removers[cc.GetNodeId()], m.GetFrom())
+			}
+		}
+		return false
+	}
+	c.mu.Unlock()
+	for range 2 {
+		l := c.leader()
+		if err := change(c.follower().node, machine.Change{Kind: machine.RemoveMember, Member: machine.Member{ID: l.id}}); err != nil {
+			t.Fatalf("remove the leader: %v", err)
+		}
+		l.stop()
+		c.mu.Lock()
+		if by := removers[l.id]; len(by) == 0 || slices.Contains(by, l.id) {
+			t.Errorf("%d was removed by %d", l.id, by)
+		}
+		c.mu.Unlock()
+	}
+	if r := propose(c.leader().node, "after"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+}
+
 // Raft takes one change at a time. The others wait here for their turn.
 func TestChangesAtTheSameTimeAllHappen(t *testing.T) {
 	c := newCluster(t, nil, 1, 2, 3)

@@ -10,6 +10,7 @@ import (
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/machine"
@@ -305,12 +306,13 @@ func (c *core) adopt() {
 		if b.RaftState != raft.StateLeader || m.GetTerm() != b.GetTerm() {
 			continue
 		}
-		if m.Entries[0].GetType() == pb.EntryConfChange && !c.mayChange() {
-			keep = append(keep, m)
+		cc, err := membershipChange(m.Entries[0])
+		if err != nil {
+			c.logger.Warn("another member's proposal cannot be decoded", zap.Error(err))
 			continue
 		}
 		local := &pb.Message{Type: pb.MsgProp.Enum(), From: m.From, Entries: m.Entries}
-		if c.raft.Step(local) != nil {
+		if cc != nil && !c.mayChange(cc.GetType() == pb.ConfChangeRemoveNode, cc.GetNodeId()) || c.raft.Step(local) != nil {
 			keep = append(keep, m)
 			continue
 		}
@@ -323,7 +325,37 @@ func (c *core) adopt() {
 // mayChange reports whether raft would append a change of the membership; it
 // replaces one by an empty entry while another may still be unapplied. From when
 // on a new leader may is known when ready has told that it leads.
-func (c *core) mayChange() bool { return c.state == raft.StateLeader && c.applied >= c.changeFrom }
+//
+// A leader does not remove itself, but passes leadership on. It would stop to
+// lead when it has applied that, perhaps before any other member has heard that
+// the entry is committed. The last voter to stay would then wait for its vote.
+func (c *core) mayChange(remove bool, id uint64) bool {
+	if c.state != raft.StateLeader || c.applied < c.changeFrom {
+		return false
+	}
+	if !remove || id != c.id || len(c.conf.GetVoters()) <= 1 {
+		return true
+	}
+	c.passOn()
+	return false
+}
+
+// passOn begins to pass leadership on to the voter that is furthest among those
+// that are heard of.
+func (c *core) passOn() {
+	if c.raft.BasicStatus().LeadTransferee != raft.None {
+		return
+	}
+	var to, match uint64
+	c.raft.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+		if id != c.id && kind == raft.ProgressTypePeer && p.RecentActive && p.Match >= match {
+			to, match = id, p.Match
+		}
+	})
+	if to != raft.None {
+		c.raft.TransferLeader(to)
+	}
+}
 
 // noteChange remembers that raft has taken an entry that changes the membership.
 // Its index is known when the entry comes to be written.
@@ -348,7 +380,7 @@ func (c *core) refuseOutdated(leads bool, term uint64) {
 // have to wait.
 func (c *core) nextEntry(leads bool) (n int, _ *pb.Entry, _ error) {
 	if change := c.proposals[0].change; change != nil {
-		if leads && !c.mayChange() {
+		if leads && !c.mayChange(change.Kind == machine.RemoveMember, change.Member.ID) {
 			return 0, nil, nil
 		}
 		data, err := encodeChange(change, c.proposer, c.sequence+1)
