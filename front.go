@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,6 +17,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 
 	"github.com/coteriedb/coterie/api"
@@ -185,20 +187,36 @@ func (f *front) serveClients(n *Node) error {
 
 // server makes a server for clients.
 func (f *front) server() *rpc.Server {
-	s := f.newServer()
+	s := rpc.NewServer(f.serverOptions())
 	f.servers = append(f.servers, s)
 	return s
 }
 
 // peerServer makes the server for other members.
 func (f *front) peerServer() *rpc.Server {
-	f.peerServing = f.newServer()
+	o := f.serverOptions()
+	o.Refused = tellOfRefusals(f.cfg.Logger)
+	f.peerServing = rpc.NewServer(o)
 	return f.peerServing
 }
 
-// newServer makes a server with what all have in common.
-func (f *front) newServer() *rpc.Server {
-	return rpc.NewServer(rpc.Options{
+// tellOfRefusals logs why a connection to the peer port was refused, once a minute:
+// who dials is only told that it was. Whoever connects and leaves is not worth a word, nor
+// what Close cuts off.
+func tellOfRefusals(log *zap.Logger) func(net.Addr, error) {
+	log = log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(c, time.Minute, 1, 0)
+	}))
+	return func(remote net.Addr, err error) {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+			log.Warn("refused a connection to a peer URL", zap.Stringer("remote", remote), zap.Error(err))
+		}
+	}
+}
+
+// serverOptions are what all servers have in common.
+func (f *front) serverOptions() rpc.Options {
+	return rpc.Options{
 		Logger:               f.cfg.Logger,
 		UnaryInterceptor:     f.api.InterceptUnary,
 		StreamInterceptor:    f.api.InterceptStream,
@@ -208,7 +226,7 @@ func (f *front) newServer() *rpc.Server {
 		KeepaliveMinTime:     f.cfg.GRPCKeepAliveMinTime,
 		KeepaliveInterval:    f.cfg.GRPCKeepAliveInterval,
 		KeepaliveTimeout:     f.cfg.GRPCKeepAliveTimeout,
-	})
+	}
 }
 
 func (f *front) start(n *Node, s *rpc.Server, http http.Handler, sockets []socket) {

@@ -21,6 +21,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // An authority signs certificates for a test.
@@ -525,6 +528,38 @@ func openTogether(t *testing.T, change func(i int, c *Config)) []*Node {
 	})
 	must(t, errors.Join(errs...))
 	return nodes
+}
+
+// TestRefusedMembersAreTold dials as no member would: the log says once why that was refused.
+func TestRefusedMembersAreTold(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	cfg := testConfig(t)
+	a := newAuthority(t)
+	cert, key := a.sign(t, "member", "127.0.0.1")
+	cfg.PeerTLS = PeerTLS{CertFile: cert, KeyFile: key, TrustedCAFile: a.file, ClientCertAuth: true}
+	cfg.Logger = zap.New(core)
+	cfg.ListenPeerURLs[0] = strings.Replace(cfg.ListenPeerURLs[0], "unix:", "unixs:", 1)
+	cfg.InitialAdvertisePeerURLs = cfg.ListenPeerURLs
+	n := openNode(t, cfg)
+	socket := strings.TrimPrefix(cfg.ListenPeerURLs[0], "unixs://")
+	for range 3 {
+		if c, err := net.Dial("unix", socket); err == nil { // as a probe does
+			c.Close()
+		}
+		c, err := tls.Dial("unix", socket, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a member without a certificate is answered")
+		}
+		c.Close()
+	}
+	must(t, n.Close()) // which waits for the connections
+	told := logs.FilterMessage("refused a connection to a peer URL").All()
+	if len(told) != 1 || !strings.Contains(fmt.Sprint(told[0].ContextMap()["error"]), "didn't provide a certificate") {
+		t.Errorf("told %v", told)
+	}
 }
 
 // TestMembersWithTLS founds clusters whose members talk by TLS.

@@ -29,6 +29,9 @@ const (
 // Options configure a Server. The zero value of a field means its default.
 type Options struct {
 	Logger *zap.Logger
+	// Refused, if set, is told of each connection that ended before it was known what it speaks,
+	// say in its TLS handshake. It must be quick, and is called by several goroutines.
+	Refused func(remote net.Addr, err error)
 	// HTTP answers whatever is not gRPC. Nil: such requests get 404.
 	HTTP http.Handler
 
@@ -334,6 +337,9 @@ func (s *Server) spawnClassify(c *peeked, l Listener) {
 		s.mu.Unlock()
 		if err != nil {
 			s.o.Logger.Debug("connection refused", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+			if s.o.Refused != nil {
+				s.o.Refused(c.RemoteAddr(), err)
+			}
 			c.Close()
 			return
 		}
