@@ -87,6 +87,7 @@ type origin struct{ member, proposer uint64 }
 type apply struct {
 	message *pb.Message
 	callers [][]proposal
+	change  uint64 // index of the last change of the membership among them, or 0
 }
 
 // core is consensus without I/O, goroutines or a clock of its own: inputs go in
@@ -408,6 +409,9 @@ func (c *core) apply(m *pb.Message) apply {
 		c.repropose(e.GetTerm())
 		if proposer, sequence, ok := entryOrigin(e); ok && proposer == c.proposer {
 			a.callers[i] = c.take(sequence)
+		}
+		if e.GetType() == pb.EntryConfChange {
+			a.change = e.GetIndex()
 		}
 	}
 	return a

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -33,6 +34,9 @@ func (n *Node) appendLoop() error {
 			rest = rest[size:]
 		}
 		n.appends.recycle(messages)
+		if err := n.saveCommit(&unsaved); err != nil {
+			return err
+		}
 		// The machine may be ahead of what raft was told is applied, after which it reads on.
 		if err := n.cfg.Log.Compact(min(n.cutTo.Load(), n.told.Load())); err != nil {
 			return err
@@ -61,6 +65,47 @@ func (n *Node) appendSome(messages []*pb.Message, unsaved **pb.HardState) (size 
 	*unsaved = hs
 	n.respond(in)
 	return size, nil
+}
+
+// saveCommit writes a commit index that waits for the next write, if a change of
+// the membership that it covers is about to be applied.
+func (n *Node) saveCommit(unsaved **pb.HardState) error {
+	saved, _, err := n.cfg.Log.InitialState()
+	if err != nil {
+		return err
+	}
+	if change := n.changeAt.Load(); *unsaved != nil && saved.GetCommit() < change && (*unsaved).GetCommit() >= change {
+		if err := n.cfg.Log.Append(*unsaved, nil); err != nil {
+			return err
+		}
+		*unsaved = nil
+	}
+	n.noteSaved()
+	return nil
+}
+
+// noteSaved wakes who waits in awaitSaved.
+func (n *Node) noteSaved() {
+	select {
+	case n.saved <- struct{}{}:
+	default:
+	}
+}
+
+// awaitSaved waits until the log on disk says that the entry with the index is
+// committed. It is false when the node stops before.
+func (n *Node) awaitSaved(index uint64) (bool, error) {
+	for {
+		saved, _, err := n.cfg.Log.InitialState()
+		if err != nil || saved.GetCommit() >= index {
+			return err == nil, err
+		}
+		select {
+		case <-n.saved:
+		case <-n.stop:
+			return false, nil
+		}
+	}
 }
 
 // respond passes on what the messages that raft gave to the log ask to be told
@@ -103,6 +148,7 @@ func (n *Node) reset(m *pb.Message, unsaved *pb.HardState) error {
 	if err := n.cfg.Log.Reset(hs, meta.GetIndex(), meta.GetTerm()); err != nil {
 		return err
 	}
+	n.noteSaved()
 	i := &install{meta.GetIndex(), meta.GetTerm(), make(chan struct{})}
 	n.applies.put(applyWork{install: i})
 	select {
@@ -113,8 +159,8 @@ func (n *Node) reset(m *pb.Message, unsaved *pb.HardState) error {
 }
 
 // appendMessages writes the messages' entries and hard states. A hard state
-// that differs in its commit index alone is returned for the next write: raft
-// does not need it on disk.
+// that differs in its commit index alone is returned for the next write, or for
+// saveCommit: raft does not need it on disk.
 func (n *Node) appendMessages(messages []*pb.Message, unsaved *pb.HardState) (in input, hs *pb.HardState, err error) {
 	saved, _, err := n.cfg.Log.InitialState()
 	if err != nil {
@@ -138,6 +184,9 @@ func (n *Node) appendMessages(messages []*pb.Message, unsaved *pb.HardState) (in
 	}
 	return in, nil, nil
 }
+
+// errStopping says that the node was stopped while something waited.
+var errStopping = errors.New("consensus: stopping")
 
 // applyLoop applies committed entries, all that wait at once, answers their
 // callers, and lets readers go on whose index is reached.
@@ -170,6 +219,9 @@ func (n *Node) applyLoop() error {
 			err := n.applyAll(rest[:size])
 			if size == 0 {
 				size, err = 1, n.installSnapshot(rest[0].install)
+			}
+			if errors.Is(err, errStopping) {
+				return nil
 			}
 			if err != nil {
 				return err
@@ -223,6 +275,14 @@ func (n *Node) applyAll(work []applyWork) error {
 	entries, in, err := collect(work)
 	if err == nil && len(entries) == 0 {
 		return nil
+	}
+	if err == nil && len(in.changes) > 0 {
+		// Who is removed never votes again. The others must not forget, in a crash,
+		// that they need no vote of his any more.
+		var saved bool
+		if saved, err = n.awaitSaved(in.changes[len(in.changes)-1].index); err == nil && !saved {
+			err = errStopping
+		}
 	}
 	var results []machine.Result
 	if err == nil {

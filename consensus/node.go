@@ -161,6 +161,8 @@ type Node struct {
 	waitingBytes atomic.Int64
 	waitingReads atomic.Int64
 	applied      atomic.Uint64
+	changeAt     atomic.Uint64 // the last change of the membership that is to be applied
+	saved        chan struct{} // capacity 1; the log has written a commit index
 	told         atomic.Uint64 // raft knows that entries up to here are applied
 	flushFrom    uint64        // Owned by apply: where the last flush was asked for.
 	cutTo        atomic.Uint64 // entries up to here may leave the log
@@ -248,6 +250,7 @@ func Start(cfg Config) (*Node, error) {
 		appends:     newMailbox[*pb.Message](make(chan struct{}, 1)),
 		applies:     newMailbox[applyWork](make(chan struct{}, 1)),
 		leaderMoved: make(chan struct{}, 1),
+		saved:       make(chan struct{}, 1),
 		stop:        make(chan struct{}),
 		done:        make(chan struct{}),
 		core: &core{
@@ -587,6 +590,10 @@ func (n *Node) perform(out output) {
 		n.appends.put(out.appends...)
 	}
 	for _, a := range out.applies {
+		if a.change > 0 {
+			n.changeAt.Store(a.change)
+			n.appends.put() // its commit index may wait there for the next write
+		}
 		n.applies.put(applyWork{apply: a})
 	}
 	for _, b := range out.barriers {

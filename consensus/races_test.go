@@ -113,6 +113,25 @@ func TestLogIsNotCutBeyondWhatRaftKnowsToBeApplied(t *testing.T) {
 	must(t, l.Close())
 }
 
+// A crash must not make a member forget that a change which it has acknowledged is
+// committed: it could need the vote of one who has gone for good.
+func TestCommitOfAnAcknowledgedChangeIsOnDisk(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	l := newLog(t, fs)
+	n := start(t, config(l, newJournal()))
+	must(t, change(n, machine.Change{Kind: machine.AddMember, Member: machine.Member{ID: 7, IsLearner: true}}))
+	left, err := wal.Open(logOptions(fs.CrashClone(vfs.CrashCloneCfg{})))
+	must(t, err)
+	hs, _, err := left.InitialState()
+	must(t, err)
+	if last, _ := left.LastIndex(); hs.GetCommit() != last {
+		t.Errorf("entry %d is committed, the change is entry %d", hs.GetCommit(), last)
+	}
+	must(t, left.Close())
+	n.Close()
+	must(t, l.Close())
+}
+
 // asked passes on the read indexes that a member asks for.
 type asked chan *pb.Message
 

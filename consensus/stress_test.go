@@ -489,6 +489,9 @@ func (f *field) change(m *contestant, first int) {
 	if gone := f.at(c.Member.ID); gone != nil {
 		f.halt(gone)
 	}
+	if m.id == c.Member.ID {
+		return // the others may not know yet, and need its vote
+	}
 	f.mu.Lock()
 	delete(f.down, c.Member.ID)
 	f.mu.Unlock()
