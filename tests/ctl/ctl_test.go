@@ -176,7 +176,8 @@ func (s *shell) directive(t *testing.T, d *datadriven.TestData) string {
 	case "stop":
 		delete(s.background, name)
 		p.interrupt()
-		return interruptedCall.ReplaceAllString(s.names.replace(p.finish(t)), "")
+		text := interruptedCall.ReplaceAllString(s.names.replace(p.finish(t)), "")
+		return interruptedSession.ReplaceAllString(text, "[signal: interrupt]\n")
 	case "finish":
 		delete(s.background, name)
 		return s.names.replace(p.finish(t))
@@ -187,6 +188,10 @@ func (s *shell) directive(t *testing.T, d *datadriven.TestData) string {
 
 // interruptedCall is what etcdctl logs if the interrupt meets it in the middle of a request, which is chance.
 var interruptedCall = regexp.MustCompile(`(?m)^.*retrying of unary invoker failed\n`)
+
+// interruptedSession is how a lock or an election of etcdctl's ends if it hears of the end of its own session, which the
+// interrupt brings about, before it ends by the interrupt.
+var interruptedSession = regexp.MustCompile(`Error: (?:elect: )?session expired\n\[exit status 1\]\n`)
 
 // decode prints a message in an order and spacing that do not change.
 func decode(t *testing.T, name string, data []byte) string {

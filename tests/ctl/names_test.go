@@ -33,7 +33,7 @@ var rules = []rule{
 	{regexp.MustCompile(`\b[0-9.]+ [kM]?B\b`), `SIZE`},
 	{regexp.MustCompile(`\b\d+%`), `P%`},
 	{regexp.MustCompile(`((?:true|false)(?:, |│))\d+(, |│)\d+(, |│)\d+(, |│)`), `${1}N${2}N${3}N${4}`},
-	{regexp.MustCompile(`Member +`), `Member `}, // a short id is filled up with blanks
+	{regexp.MustCompile(`\b(Member|cluster) +`), `${1} `}, // a short id is filled up with blanks
 	{regexp.MustCompile(`remaining\([0-9]+s\)`), `remaining(T)`},
 	{regexp.MustCompile(`("ttl":)\d+(,"granted-ttl":\d{3})`), `${1}"T"${2}`},
 	{regexp.MustCompile(`("TTL" : )9\d\d?$`), `${1}T`},
