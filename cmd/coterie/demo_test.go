@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -18,6 +19,8 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie"
 )
 
 // demoReady is the last line of the introduction.
@@ -193,6 +196,23 @@ func TestDemoGoesOnWithoutMembers(t *testing.T) {
 		if m.node != nil || m.busy {
 			t.Errorf("member %d has not stopped", m.number)
 		}
+	}
+}
+
+func TestDemoWithARemovedMember(t *testing.T) {
+	said, dir := newTranscript(), filepath.Join(t.TempDir(), "data")
+	plan, err := planDemo(dir, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDemo(plan, dir, zap.NewNop(), said)
+	d.settle(demoChange{d.members[2], nil, fmt.Errorf("start: %w", coterie.ErrRemoved)})
+	d.obey(t.Context(), "3")
+	if !strings.Contains(said.String(), "has been removed") || d.busy() {
+		t.Errorf("asked to start a member that was removed, it says %q", said)
+	}
+	if got, want := d.strength(), "0 of 2 run, and a majority is 2"; !strings.HasPrefix(got, want) {
+		t.Errorf("it says %q, want %q", got, want)
 	}
 }
 

@@ -45,6 +45,7 @@ type demoMember struct {
 	cancel context.CancelFunc // of the start; nil unless the member is starting
 	busy   bool               // it is starting or stopping
 	began  time.Time          // when that began
+	gone   bool               // somebody has removed it from the cluster
 }
 
 // demoChange is the end of a start or a stop.
@@ -71,11 +72,13 @@ func (d *demo) start(ctx context.Context) error {
 	for d.busy() {
 		select {
 		case c := <-d.changed:
-			if d.settle(c); c.err != nil && ctx.Err() == nil {
-				return fmt.Errorf("start member %d: %w", c.member.number, c.err)
-			}
-			if c.err == nil {
+			switch d.settle(c); {
+			case c.err == nil:
 				d.sayf("  member %d serves clients after %v", c.member.number, round(time.Since(c.member.began)))
+			case c.member.gone:
+				d.sayf("  member %d has been removed from the cluster", c.member.number)
+			case ctx.Err() == nil:
+				return fmt.Errorf("start member %d: %w", c.member.number, c.err)
 			}
 		case <-ctx.Done():
 			return nil
@@ -108,6 +111,7 @@ func (d *demo) stopMember(m *demoMember) {
 func (d *demo) settle(c demoChange) {
 	m := c.member
 	m.busy, m.node = false, c.node
+	m.gone = m.gone || errors.Is(c.err, coterie.ErrRemoved)
 	if m.cancel != nil {
 		m.cancel()
 		m.cancel = nil
@@ -160,6 +164,8 @@ func (d *demo) obey(ctx context.Context, line string) {
 	switch m := d.members[number-1]; {
 	case m.busy:
 		d.sayf("Member %d is still busy.", number)
+	case m.gone:
+		d.sayf("Member %d has been removed from the cluster; its id never returns.", number)
 	case m.node == nil:
 		d.sayf("Member %d starts.", number)
 		d.startMember(ctx, m)
@@ -185,16 +191,19 @@ func (d *demo) report(c demoChange) {
 
 // strength says whether the cluster works.
 func (d *demo) strength() string {
-	running, majority := 0, len(d.members)/2+1
+	running, all := 0, 0
 	for _, m := range d.members {
+		if !m.gone {
+			all++
+		}
 		if m.node != nil {
 			running++
 		}
 	}
-	if running < majority {
-		return fmt.Sprintf("%d of %d run, and a majority is %d: nothing can be written until another starts.", running, len(d.members), majority)
+	if majority := all/2 + 1; running < majority {
+		return fmt.Sprintf("%d of %d run, and a majority is %d: nothing can be written until another starts.", running, all, majority)
 	}
-	return fmt.Sprintf("%d of %d run: the cluster works.", running, len(d.members))
+	return fmt.Sprintf("%d of %d run: the cluster works.", running, all)
 }
 
 // look notices who leads, and members that have stopped by themselves.
@@ -206,7 +215,9 @@ func (d *demo) look(ctx context.Context) {
 			continue
 		}
 		if !m.busy && ended(m.node) {
-			d.sayf("Member %d has stopped by itself: %v", m.number, m.node.Err())
+			err := m.node.Err()
+			d.sayf("Member %d has stopped by itself: %v", m.number, err)
+			m.gone = errors.Is(err, coterie.ErrRemoved)
 			d.stopMember(m)
 			continue
 		}

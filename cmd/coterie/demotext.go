@@ -51,6 +51,9 @@ func (d *demo) table(ctx context.Context) {
 	fmt.Fprintln(w, "  MEMBER\tID\tCLIENTS\tPEERS\tREVISION\tIS")
 	for i, m := range d.members {
 		revision, is := "", "stopped"
+		if m.gone {
+			is = "removed"
+		}
 		if m.node != nil {
 			if st, err := m.status(ctx); err != nil {
 				is = err.Error()
