@@ -15,7 +15,8 @@ import (
 // was being written.
 //
 //	version  1 byte   1
-//	proposer 8 bytes  big-endian; drawn at random by each start of a member
+//	proposer 8 bytes  big-endian; drawn at random by each start of a member, and one
+//	                  more with each snapshot that it gets
 //	sequence 8 bytes  big-endian; of the proposer's batches
 //	commands          each a uvarint length and as many bytes
 //

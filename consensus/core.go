@@ -264,9 +264,10 @@ func (c *core) sendAgain() {
 	}
 }
 
-// unreachable notes that messages to a member were lost.
+// unreachable notes that messages to a member were lost: to the leader, or to who
+// was it, and still is, when its process was thought to have gone.
 func (c *core) unreachable(id uint64) {
-	c.missed = c.missed || id == c.lead
+	c.missed = c.missed || id == c.lead || c.lead == raft.None
 	c.raft.ReportUnreachable(id)
 }
 
@@ -431,15 +432,17 @@ func (c *core) repropose(term uint64) {
 	}
 }
 
-// forget fails the batches whose outcome will not be seen here, because the
-// state of a snapshot, of the given term, takes the place of their entries.
-func (c *core) forget(term uint64) {
+// forget fails all batches, because the state of a snapshot takes the place of
+// entries: which of them it has cannot be seen here. What comes of them is not
+// looked for any more, and batches are numbered anew, as of another origin: none
+// is kept to be sent again that would never come by.
+func (c *core) forget() {
 	for i := range c.inflight {
-		if c.inflight[i].term <= term {
-			c.giveUp(&c.inflight[i])
-		}
+		c.giveUp(&c.inflight[i])
 	}
-	c.dropGivenUp()
+	c.inflight = nil
+	c.proposer++ // of 64 random bits
+	c.numbered = 0
 }
 
 // giveUp fails the callers of a batch, which may still take effect.
@@ -609,7 +612,7 @@ func (c *core) ready() output {
 			if m.Snapshot != nil && !raft.IsEmptySnap(m.Snapshot) {
 				meta := m.Snapshot.GetMetadata()
 				c.received, c.conf = meta.GetIndex(), meta.GetConfState()
-				c.forget(meta.GetTerm())
+				c.forget()
 			}
 			out.appends = append(out.appends, m)
 		case raft.LocalApplyThread:

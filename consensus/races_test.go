@@ -171,6 +171,49 @@ func TestReadThatWaitsForEntriesTimesOut(t *testing.T) {
 	must(t, l.Close())
 }
 
+// sent passes on the batches that a member sends to its leader.
+type sent chan *pb.Message
+
+func (s sent) Send(ms []*pb.Message) {
+	for _, m := range ms {
+		if m.GetType() == pb.MsgProp {
+			s <- m
+		}
+	}
+}
+
+// A member that lags hears nothing of what it has the leader append. When a
+// snapshot has brought it the outcome, it goes on.
+func TestMemberWritesAfterASnapshotHasBroughtWhatItWrote(t *testing.T) {
+	l, m, batches := newLog(t, vfs.NewMem()), newJournal(), make(sent, 10*maxUnanswered)
+	cfg := config(l, m)
+	cfg.Voters, cfg.Tick, cfg.ElectionTicks, cfg.RequestTimeout, cfg.Peers = []uint64{1, 2, 5}, time.Millisecond, 10_000, 3*time.Millisecond, batches
+	n := start(t, cfg)
+	fromLeader(n, 1, 1, 1)
+	for i := 0; len(batches) < maxUnanswered && i < 10*maxUnanswered; i++ {
+		if r := propose(n, "x"); !errors.Is(r.Err, ErrTimeout) {
+			t.Fatalf("answered with %v", r.Err)
+		}
+	}
+	m.offer(&journal{applied: 99, term: 2})
+	taken, err := n.ReceiveSnapshot(t.Context(), &pb.Message{
+		Type: pb.MsgSnap.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2)),
+		Snapshot: &pb.Snapshot{Metadata: &pb.SnapshotMetadata{Index: new(uint64(99)), Term: new(uint64(2)), ConfState: &pb.ConfState{Voters: cfg.Voters}}},
+	})
+	if err != nil || !taken {
+		t.Fatalf("taken %v, %v", taken, err)
+	}
+	before := len(batches)
+	for i := 0; len(batches) == before && i < 100; i++ {
+		propose(n, "y")
+	}
+	if len(batches) == before {
+		t.Errorf("nothing is sent to the leader after %d batches that a snapshot has brought", before)
+	}
+	n.Close()
+	must(t, l.Close())
+}
+
 // A disk that hangs keeps a failed node from ending. Who brings messages must
 // not have to wait for it.
 func TestReceiveReturnsWhenANodeHasFailed(t *testing.T) {

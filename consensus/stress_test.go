@@ -569,9 +569,10 @@ func (f *field) check() {
 		}
 		var voters, learners []uint64
 		must(f.t, m.node.call(f.t.Context(), func(c *core) { voters, learners = c.conf.GetVoters(), c.conf.GetLearners() }))
-		slices.Sort(voters)
-		if mine := m.machine.voters(); !slices.Equal(mine, voters) || len(learners) != len(m.machine.learners()) {
-			f.t.Errorf("member %d: raft has the voters %d, the machine %d", id, voters, mine)
+		same := func(a, b []uint64) bool { return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))) }
+		if !same(voters, m.machine.voters()) || !same(learners, m.machine.learners()) {
+			f.t.Errorf("member %d: raft has the voters %d and learners %d, the machine %d and %d",
+				id, voters, learners, m.machine.voters(), m.machine.learners())
 		}
 	}
 	f.mu.Lock()
