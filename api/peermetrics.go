@@ -73,6 +73,7 @@ var peerMetrics = []struct {
 	value  func(*PeerTraffic) float64
 	ofPair bool // labelled with both members, not with the other alone
 }{
+	{pairDesc("known_peers", "1 for each other member."), prometheus.GaugeValue, func(*PeerTraffic) float64 { return 1 }, true},
 	{pairDesc("active_peers", "1 if all connections with the member are up, else 0."), prometheus.GaugeValue, func(p *PeerTraffic) float64 { return whether(p.Active) }, true},
 	{pairDesc("disconnected_peers_total", "Times that a connection with the member was lost."), prometheus.CounterValue, func(p *PeerTraffic) float64 { return float64(p.Disconnects) }, true},
 

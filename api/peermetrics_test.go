@@ -33,6 +33,7 @@ func TestPeerMetrics(t *testing.T) {
 	got := gathered(t, m)
 	for name, want := range map[string]float64{
 		"etcd_network_active_peers a1 b2":                                                    1,
+		"etcd_network_known_peers a1 c3":                                                     1,
 		"etcd_network_active_peers a1 c3":                                                    0,
 		"etcd_network_disconnected_peers_total a1 b2":                                        1,
 		"etcd_network_peer_sent_bytes_total b2":                                              2,
