@@ -18,6 +18,10 @@ import (
 // those as of that. It is called before Start, and does nothing for a member
 // that is alone.
 func ForceAlone(log *wal.Log, applied, id uint64, members []machine.Member) error {
+	if applied == 0 {
+		return fmt.Errorf("consensus: member %x cannot become the only one: it has joined and not been sent the cluster's state; "+
+			"use another member, or restore a snapshot", id)
+	}
 	hs, _, err := log.InitialState()
 	if err != nil {
 		return err

@@ -723,3 +723,16 @@ func TestForceAlone(t *testing.T) {
 		m = m.restart()
 	}
 }
+
+// One that has joined and been sent nothing has nothing to go on with.
+func TestForceAloneWithoutAState(t *testing.T) {
+	l, err := wal.Create(wal.Options{Dir: "", FS: vfs.NewMem(), ClusterID: 1, MemberID: 5, Logger: zap.NewNop()}, 0, 0)
+	must(t, err)
+	if ForceAlone(l, 0, 5, []machine.Member{{ID: 1}, {ID: 5}}) == nil {
+		t.Error("the log of a member without a state was made that of a cluster of its own")
+	}
+	if last, _ := l.LastIndex(); last != 0 {
+		t.Errorf("it was given %d entries", last)
+	}
+	must(t, l.Close())
+}

@@ -120,6 +120,7 @@ func stress(t *testing.T, seed uint64) {
 	f.settle()
 	close(stop)
 	f.await(&clients)
+	f.settle() // what the clients have asked last
 	f.check()
 	for _, m := range f.running() {
 		f.halt(m)
@@ -569,7 +570,9 @@ func (f *field) check() {
 		}
 		var voters, learners []uint64
 		must(f.t, m.node.call(f.t.Context(), func(c *core) { voters, learners = c.conf.GetVoters(), c.conf.GetLearners() }))
-		same := func(a, b []uint64) bool { return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))) }
+		same := func(a, b []uint64) bool {
+			return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+		}
 		if !same(voters, m.machine.voters()) || !same(learners, m.machine.learners()) {
 			f.t.Errorf("member %d: raft has the voters %d and learners %d, the machine %d and %d",
 				id, voters, learners, m.machine.voters(), m.machine.learners())
