@@ -37,8 +37,10 @@ type read struct {
 // round is one read-index request to raft and the readers that share it.
 type round struct {
 	id      uint64
+	term    uint64 // in which it was asked
 	sent    time.Time
 	readers []read
+	asked   []*pb.Message // of other members, who have readers of their own
 }
 
 // barrier is a confirmed round: its readers go on at index.
@@ -65,6 +67,8 @@ const (
 	maxForwarded = 4
 	// maxUnanswered is how many may be without any sign of their coming back.
 	maxUnanswered = 64
+	// maxAsked is how many questions of other members for a read index may wait.
+	maxAsked = 4096
 	// maxAdopted is how many batches of other members wait here until raft takes
 	// them.
 	maxAdopted = 4096
@@ -130,8 +134,9 @@ type core struct {
 	takenIn  uint64            // the term in which this member leads, or last adopted
 	outbox   []*pb.Message     // for other members
 
-	readers []read // waiting for the next round
-	round   *round // in flight
+	readers []read        // waiting for the next round
+	asked   []*pb.Message // other members' questions to this leader, likewise
+	round   *round        // in flight
 	roundID uint64
 
 	failures []func()
@@ -168,9 +173,11 @@ func (c *core) step(m *pb.Message) {
 		c.adoptLater(m)
 		return
 	case pb.MsgReadIndex:
-		if len(c.conf.GetVoters()) == 1 && !c.commitIsKnown() {
-			return // it is asked again
+		// Raft would answer each in a round of heartbeats of its own. Who is not answered asks again.
+		if c.state == raft.StateLeader && len(c.asked) < maxAsked && len(m.Entries) == 1 {
+			c.asked = append(c.asked, m)
 		}
+		return
 	case pb.MsgStorageApplyResp:
 		if n := len(m.Entries); n > 0 {
 			c.applied = max(c.applied, m.Entries[n-1].GetIndex())
@@ -479,13 +486,28 @@ func (c *core) take(sequence uint64) []proposal {
 
 // requestRead starts a round when readers wait and none is in flight.
 func (c *core) requestRead(now time.Time) {
-	if c.round != nil || len(c.readers) == 0 || c.lead == raft.None || !c.commitIsKnown() {
+	if c.round != nil || len(c.readers)+len(c.asked) == 0 || c.lead == raft.None || !c.commitIsKnown() {
 		return
 	}
 	c.roundID++
-	c.round = &round{id: c.roundID, sent: now, readers: c.readers}
-	c.readers = nil
+	c.round = &round{id: c.roundID, sent: now, readers: c.readers, asked: c.asked}
+	c.readers, c.asked = nil, nil
 	c.requestReadIndex()
+}
+
+// answer lets the readers of a confirmed round go on, here and on the members
+// that asked, unless the term in which they did is over.
+func (c *core) answer(r *round, index uint64) barrier {
+	b := c.raft.BasicStatus()
+	for _, m := range r.asked {
+		if b.GetTerm() != r.term {
+			break
+		}
+		c.outbox = append(c.outbox, &pb.Message{
+			Type: pb.MsgReadIndexResp.Enum(), From: &c.id, To: m.From, Term: &r.term, Index: &index, Entries: m.Entries,
+		})
+	}
+	return barrier{index, r.readers}
 }
 
 // commitIsKnown reports whether this member may ask for a read index. A new
@@ -510,6 +532,7 @@ func (c *core) requestReadIndex() {
 	var id [16]byte
 	binary.BigEndian.PutUint64(id[:], c.proposer)
 	binary.BigEndian.PutUint64(id[8:], c.round.id)
+	c.round.term = c.raft.BasicStatus().GetTerm()
 	c.raft.ReadIndex(id[:])
 }
 
@@ -535,7 +558,7 @@ func (c *core) expire(now time.Time) {
 	c.dropGivenUp()
 	c.readers = c.expireReaders(c.readers, now)
 	if c.round != nil {
-		if c.round.readers = c.expireReaders(c.round.readers, now); len(c.round.readers) == 0 {
+		if c.round.readers = c.expireReaders(c.round.readers, now); len(c.round.readers)+len(c.round.asked) == 0 {
 			c.round = nil
 		}
 	}
@@ -593,7 +616,9 @@ func (c *core) ready() output {
 		if c.round != nil && len(rs.RequestCtx) == 16 &&
 			binary.BigEndian.Uint64(rs.RequestCtx) == c.proposer &&
 			binary.BigEndian.Uint64(rs.RequestCtx[8:]) == c.round.id {
-			out.barriers = append(out.barriers, barrier{rs.Index, c.round.readers})
+			if b := c.answer(c.round, rs.Index); len(b.readers) > 0 {
+				out.barriers = append(out.barriers, b)
+			}
 			c.round = nil
 		}
 	}
@@ -633,7 +658,10 @@ func (c *core) turn(lead uint64, state raft.StateType) {
 	c.lead, c.state = lead, state
 	c.settled = false
 	if state != raft.StateLeader {
-		c.unstable = 0
+		c.unstable, c.asked = 0, nil
+		if c.round != nil {
+			c.round.asked = nil
+		}
 	}
 	if lead == raft.None {
 		return

@@ -305,8 +305,9 @@ func TestChangeProposedAtTheMomentOfElectionWaits(t *testing.T) {
 
 func TestLoneLeaderTellsNobodyACommitIndexThatItDoesNotKnow(t *testing.T) {
 	b, elect := loneVoter(t)
-	ask := func() *pb.Message {
-		return &pb.Message{Type: pb.MsgReadIndex.Enum(), From: new(uint64(6)), To: new(uint64(5)), Entries: []*pb.Entry{{Data: make([]byte, 16)}}}
+	ask := func() {
+		b.step(&pb.Message{Type: pb.MsgReadIndex.Enum(), From: new(uint64(6)), To: new(uint64(5)), Entries: []*pb.Entry{{Data: make([]byte, 16)}}})
+		b.requestRead(time.Now())
 	}
 	told := func() (index uint64) {
 		for _, m := range b.out.peers {
@@ -317,18 +318,18 @@ func TestLoneLeaderTellsNobodyACommitIndexThatItDoesNotKnow(t *testing.T) {
 		return index
 	}
 	elect()
-	b.step(ask())
+	ask()
 	first := b.work()
 	if at := told(); at != 0 {
 		t.Errorf("told that %d is committed; 2 was", at)
 	}
-	b.step(ask())
+	ask()
 	b.answer(first)
 	b.work()
 	if at := told(); at != 0 {
 		t.Errorf("told that %d is committed; 2 was", at)
 	}
-	b.step(ask())
+	ask()
 	b.work()
 	if at := told(); at != 3 {
 		t.Errorf("told that %d is committed, want 3, the first entry of the leader", at)
