@@ -169,12 +169,19 @@ func TestSnapshotCut(t *testing.T) {
 	var once sync.Once
 	p.onBytes = func(total int64) {
 		if total > 2<<20 {
-			once.Do(p.cut)
+			once.Do(p.freeze)
 		}
 	}
 	through(p, b, a)
 	a.snapshots.give = makeSnapshot(t, map[string]int{"one": 4 << 20})
 	a.Send([]*raftpb.Message{snapshotMessage(1, 2)})
+	poll(t, "the receiver to begin", func() bool { // what it has not read yet may be lost with the connection
+		b.snapshots.mu.Lock()
+		defer b.snapshots.mu.Unlock()
+		return len(b.snapshots.begun) == 1
+	})
+	p.cut()
+	p.thaw()
 	a.await("the snapshot to fail", func() bool { return slices.Equal(a.sent[2], []bool{false}) })
 	poll(t, "the receiver to abort", func() bool { return slices.Equal(b.snapshots.abortedDirs(), []string{b.snapshots.into}) })
 	if a.snapshots.released != 1 {
