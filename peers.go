@@ -28,7 +28,7 @@ const removalDelay = time.Second
 
 // events passes what the transport hears on to consensus. Until consensus runs,
 // it is dropped: raft sends again. That this member has been removed is said only
-// once, and kept.
+// once, and kept; the machine may say it too.
 type events struct {
 	to      atomic.Pointer[consensus.Node]
 	removed atomic.Bool

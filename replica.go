@@ -279,7 +279,8 @@ func (s snapshots) Received(ctx context.Context, m *pb.Message, dir string) erro
 	taken, err := s.n.consensus.ReceiveSnapshot(ctx, m)
 	if err == nil && !taken {
 		s.n.log.Info("a snapshot came too late to be of use", zap.Uint64("index", m.GetSnapshot().GetMetadata().GetIndex()))
-		return os.RemoveAll(complete)
+		// What has the name of a complete one must be whole, also when a crash cuts the removal short.
+		return errors.Join(os.Rename(complete, dir), os.RemoveAll(dir))
 	}
 	return err // after an error it may still be installed; the next start removes it if not
 }
