@@ -4,8 +4,9 @@ FUZZTIME ?= 30s
 OPS      ?= 200000
 KILLS    ?= 1000
 ROUNDS   ?= 20
+STRESS   ?= 5m
 
-.PHONY: help build cluster test check race fuzz oracle crash faults bench docs
+.PHONY: help build cluster test check race fuzz oracle crash faults stress bench docs
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +42,9 @@ crash: ## kill the server KILLS times (1000) under load and check every promise
 
 faults: ## hurt clusters for ROUNDS rounds (20) of a minute, from a new seed, and check every promise (needs root)
 	COTERIE_TEST_NETWORK=1 go -C tests test ./cluster -count 1 -timeout 0 -v -run '^TestFaults$$' -args -cluster.rounds=$(ROUNDS) -cluster.duration=1m -cluster.seed=$$(date +%s)
+
+stress: ## run consensus under all faults at once, in simulated time, for STRESS (5m), from a new seed
+	go test ./consensus -count 1 -timeout 0 -run '^TestStress$$' -consensus.stress=$(STRESS) -consensus.seed=$$(date +%s)
 
 bench: ## measure against etcd and write docs/benchmarks.md
 	go run ./bench/compare --page docs/benchmarks.md
