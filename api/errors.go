@@ -26,7 +26,7 @@ var known = []struct{ err, status error }{
 	{mvcc.ErrCorrupt, rpctypes.ErrGRPCCorrupt},
 	{mvcc.ErrTooLarge, rpctypes.ErrGRPCRequestTooLarge},
 	{machine.ErrEntryFull, status.Error(codes.Unknown, rpctypes.ErrTooManyRequests.Error())}, // none of it has happened: a client asks again
-	{mvcc.ErrClosed, rpctypes.ErrGRPCStopped}, // the state is being replaced by a snapshot: a client asks again
+	{mvcc.ErrClosed, rpctypes.ErrGRPCStopped},                                                // the state is being replaced by a snapshot: a client asks again
 
 	{lease.ErrNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{lease.ErrExists, rpctypes.ErrGRPCLeaseExist},

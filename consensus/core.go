@@ -67,6 +67,9 @@ const (
 	maxForwarded = 4
 	// maxUnanswered is how many may be without any sign of their coming back.
 	maxUnanswered = 64
+	// maxRounds is how many rounds of reads may be in flight; what comes meanwhile
+	// shares the next one.
+	maxRounds = 2
 	// maxAsked is how many questions of other members for a read index may wait.
 	maxAsked = 4096
 	// maxAdopted is how many batches of other members wait here until raft takes
@@ -136,7 +139,7 @@ type core struct {
 
 	readers []read        // waiting for the next round
 	asked   []*pb.Message // other members' questions to this leader, likewise
-	round   *round        // in flight
+	rounds  []*round      // in flight, oldest first
 	roundID uint64
 
 	failures []func()
@@ -159,10 +162,12 @@ func (c *core) tick(now time.Time) {
 	c.sendAgain()
 	c.succeed()
 	c.expire(now)
-	if c.round != nil && now.Sub(c.round.sent) >= c.retryRead && c.commitIsKnown() {
-		// Raft drops a request without a word when it loses its leader.
-		c.round.sent = now
-		c.requestReadIndex()
+	for _, r := range c.rounds {
+		if now.Sub(r.sent) >= c.retryRead && c.commitIsKnown() {
+			// Raft drops a request without a word when it loses its leader.
+			r.sent = now
+			c.requestReadIndex(r)
+		}
 	}
 }
 
@@ -484,15 +489,16 @@ func (c *core) take(sequence uint64) []proposal {
 	return nil
 }
 
-// requestRead starts a round when readers wait and none is in flight.
+// requestRead starts a round when readers wait and not too many are in flight.
 func (c *core) requestRead(now time.Time) {
-	if c.round != nil || len(c.readers)+len(c.asked) == 0 || c.lead == raft.None || !c.commitIsKnown() {
+	if len(c.rounds) >= maxRounds || len(c.readers)+len(c.asked) == 0 || c.lead == raft.None || !c.commitIsKnown() {
 		return
 	}
 	c.roundID++
-	c.round = &round{id: c.roundID, sent: now, readers: c.readers, asked: c.asked}
+	r := &round{id: c.roundID, sent: now, readers: c.readers, asked: c.asked}
+	c.rounds = append(c.rounds, r)
 	c.readers, c.asked = nil, nil
-	c.requestReadIndex()
+	c.requestReadIndex(r)
 }
 
 // answer lets the readers of a confirmed round go on, here and on the members
@@ -528,12 +534,27 @@ func (c *core) commitIsKnown() bool {
 	return c.settled
 }
 
-func (c *core) requestReadIndex() {
+func (c *core) requestReadIndex(r *round) {
 	var id [16]byte
 	binary.BigEndian.PutUint64(id[:], c.proposer)
-	binary.BigEndian.PutUint64(id[8:], c.round.id)
-	c.round.term = c.raft.BasicStatus().GetTerm()
+	binary.BigEndian.PutUint64(id[8:], r.id)
+	r.term = c.raft.BasicStatus().GetTerm()
 	c.raft.ReadIndex(id[:])
+}
+
+// confirmed returns the round that raft answers, and forgets it.
+func (c *core) confirmed(rs raft.ReadState) *round {
+	if len(rs.RequestCtx) != 16 || binary.BigEndian.Uint64(rs.RequestCtx) != c.proposer {
+		return nil
+	}
+	id := binary.BigEndian.Uint64(rs.RequestCtx[8:])
+	i := slices.IndexFunc(c.rounds, func(r *round) bool { return r.id == id })
+	if i < 0 {
+		return nil
+	}
+	r := c.rounds[i]
+	c.rounds = slices.Delete(c.rounds, i, i+1)
+	return r
 }
 
 // expire tells the callers whose time is over. What was proposed for them may
@@ -557,11 +578,10 @@ func (c *core) expire(now time.Time) {
 	}
 	c.dropGivenUp()
 	c.readers = c.expireReaders(c.readers, now)
-	if c.round != nil {
-		if c.round.readers = c.expireReaders(c.round.readers, now); len(c.round.readers)+len(c.round.asked) == 0 {
-			c.round = nil
-		}
-	}
+	c.rounds = slices.DeleteFunc(c.rounds, func(r *round) bool {
+		r.readers = c.expireReaders(r.readers, now)
+		return len(r.readers)+len(r.asked) == 0
+	})
 }
 
 func (c *core) expireReaders(rs []read, now time.Time) []read {
@@ -592,13 +612,13 @@ func (c *core) failAll(err error) []func() {
 		}
 	}
 	rs := c.readers
-	if c.round != nil {
-		rs = append(rs, c.round.readers...)
+	for _, r := range c.rounds {
+		rs = append(rs, r.readers...)
 	}
 	for _, r := range rs {
 		c.failRead(r, err)
 	}
-	c.proposals, c.inflight, c.readers, c.round = nil, nil, nil, nil
+	c.proposals, c.inflight, c.readers, c.rounds = nil, nil, nil, nil
 	fs := c.failures
 	c.failures = nil
 	return fs
@@ -613,13 +633,10 @@ func (c *core) ready() output {
 		c.turn(rd.Lead, rd.RaftState)
 	}
 	for _, rs := range rd.ReadStates {
-		if c.round != nil && len(rs.RequestCtx) == 16 &&
-			binary.BigEndian.Uint64(rs.RequestCtx) == c.proposer &&
-			binary.BigEndian.Uint64(rs.RequestCtx[8:]) == c.round.id {
-			if b := c.answer(c.round, rs.Index); len(b.readers) > 0 {
+		if r := c.confirmed(rs); r != nil {
+			if b := c.answer(r, rs.Index); len(b.readers) > 0 {
 				out.barriers = append(out.barriers, b)
 			}
-			c.round = nil
 		}
 	}
 	for _, m := range rd.Messages {
@@ -659,16 +676,18 @@ func (c *core) turn(lead uint64, state raft.StateType) {
 	c.settled = false
 	if state != raft.StateLeader {
 		c.unstable, c.asked = 0, nil
-		if c.round != nil {
-			c.round.asked = nil
+		for _, r := range c.rounds {
+			r.asked = nil
 		}
 	}
 	if lead == raft.None {
 		return
 	}
 	c.lost = 0
-	if c.round != nil && c.commitIsKnown() {
-		c.requestReadIndex() // the leader before may have taken it with him
+	for _, r := range c.rounds {
+		if c.commitIsKnown() {
+			c.requestReadIndex(r) // the leader before may have taken it with him
+		}
 	}
 }
 
