@@ -39,7 +39,7 @@ const (
 	defaultWatchProgressInterval   = 10 * time.Minute
 	defaultUnaryRequestWarning     = 300 * time.Millisecond
 	defaultRaftTimeout             = 5 * time.Second
-	defaultSnapshotSendRate        = 128 << 20
+	defaultSnapshotSendRate        = 64 << 20
 
 	// maxElectionTimeout is etcd's: a cluster that needs longer has other troubles.
 	maxElectionTimeout = 50 * time.Second
@@ -124,7 +124,7 @@ type Config struct {
 	// RaftWriteTimeout is how long it may take nothing (--raft-write-timeout). 0 means 5s, the default.
 	RaftWriteTimeout time.Duration
 	// SnapshotSendRate bounds how fast a member's state is sent to another, in bytes per second
-	// (--snapshot-send-rate). 0 means 128 MiB, the default; a negative value means no bound.
+	// (--snapshot-send-rate). 0 means 64 MiB, the default; a negative value means no bound.
 	SnapshotSendRate int64
 
 	// SnapshotCount is after how many applied entries the log is cut (--snapshot-count). 0 means 10,000, the default.

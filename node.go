@@ -150,10 +150,10 @@ func (n *Node) openState(ctx context.Context) (err error) {
 		return err
 	}
 	n.replica = &replica{
-		data: n.data, log: n.log, options: storage.engine, open: n.openMachine,
+		data: n.data, log: n.log, options: storage.engine, open: func(eng *engine.Engine) (*machine.Machine, error) { return n.openMachine(eng, true) },
 		switched: n.stateReplaced, changed: n.membersChanged,
 	}
-	m, err := n.openMachine(n.data.engine)
+	m, err := n.openMachine(n.data.engine, false)
 	if err != nil {
 		return errors.Join(err, n.data.engine.Close())
 	}
@@ -174,8 +174,8 @@ func (n *Node) openState(ctx context.Context) (err error) {
 	return nil
 }
 
-// openMachine loads the machine that an engine holds.
-func (n *Node) openMachine(eng *engine.Engine) (*machine.Machine, error) {
+// openMachine loads the machine that an engine holds; gently, beside one that serves.
+func (n *Node) openMachine(eng *engine.Engine, gently bool) (*machine.Machine, error) {
 	m, err := machine.Open(machine.Options{
 		Engine: eng,
 		KV: mvcc.Options{
@@ -183,6 +183,7 @@ func (n *Node) openMachine(eng *engine.Engine) (*machine.Machine, error) {
 			CompactionBatchLimit: n.cfg.CompactionBatchLimit,
 			CompactionSleep:      n.cfg.CompactionSleepInterval,
 			StreamChunkBytes:     int(n.cfg.MaxRequestBytes),
+			Gently:               gently,
 		},
 		Watch: watch.Options{
 			Logger:           n.log,

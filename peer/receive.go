@@ -17,9 +17,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// syncEvery is how many bytes of a file are written between two syncs: one at
-// the end would hold up the log on the same disk.
-const syncEvery = 32 << 20
+// flushEvery is how many bytes of a file are received before the disk begins to
+// write them: all at once, at the end, would hold up the log on the same disk.
+const flushEvery = 1 << 20
 
 var (
 	noDeadline = time.Time{}
@@ -143,7 +143,8 @@ func receiveFile(r io.Reader, name string, size int64, piece []byte) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	sum, unsynced := uint32(0), 0
+	sum := uint32(0)
+	var flushed, written int64
 	for size > 0 {
 		b := piece[:min(size, int64(len(piece)))]
 		if _, err := io.ReadFull(r, b); err != nil {
@@ -154,11 +155,9 @@ func receiveFile(r io.Reader, name string, size int64, piece []byte) (err error)
 		}
 		sum = crc32.Update(sum, castagnoli, b)
 		size -= int64(len(b))
-		if unsynced += len(b); unsynced >= syncEvery {
-			unsynced = 0
-			if err := f.Sync(); err != nil {
-				return err
-			}
+		if written += int64(len(b)); written-flushed >= flushEvery {
+			beginFlush(f, flushed, written-flushed)
+			flushed = written
 		}
 	}
 	var want [fileChecksumLen]byte

@@ -55,7 +55,7 @@ func TestSnapshot(t *testing.T) {
 	b := start(t, 2, func(c *Config, _ *nodeSetup) { c.ReceiveTook = func(from uint64, d time.Duration) { received <- from } })
 	meet(t, a, b)
 	s := makeSnapshot(t, map[string]int{
-		"empty": 0, "small": 10, "piece": snapshotPiece, "more": snapshotPiece + 1, "large": syncEvery + 3<<20, "MANIFEST-000001": 100,
+		"empty": 0, "small": 10, "piece": snapshotPiece, "more": snapshotPiece + 1, "large": flushEvery + 3<<20, "MANIFEST-000001": 100,
 	})
 	a.snapshots.give = s
 	a.Send([]*raftpb.Message{snapshotMessage(1, 2)})
@@ -80,10 +80,10 @@ func TestSnapshot(t *testing.T) {
 	if a.snapshots.released != 1 {
 		t.Errorf("released %d times", a.snapshots.released)
 	}
-	if st := a.Stats()[0]; st.SnapshotsSent != 1 || st.SentBytes < syncEvery || st.SnapshotsSending != 0 {
+	if st := a.Stats()[0]; st.SnapshotsSent != 1 || st.SentBytes < flushEvery || st.SnapshotsSending != 0 {
 		t.Errorf("stats %+v", st)
 	}
-	if st := b.Stats()[0]; st.SnapshotsReceived != 1 || st.ReceivedBytes < syncEvery || st.SnapshotsReceiving != 0 {
+	if st := b.Stats()[0]; st.SnapshotsReceived != 1 || st.ReceivedBytes < flushEvery || st.SnapshotsReceiving != 0 {
 		t.Errorf("stats of the receiver %+v", st)
 	}
 	if to, from := <-sent, <-received; to != 2 || from != 1 {

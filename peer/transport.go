@@ -20,7 +20,7 @@ import (
 const (
 	DefaultReadTimeout  = 5 * time.Second
 	DefaultWriteTimeout = 5 * time.Second
-	DefaultSnapshotRate = 128 << 20
+	DefaultSnapshotRate = 64 << 20
 
 	// defaultGrace is how long a member that was removed is still sent what is
 	// meant for it: not least that it was removed.

@@ -126,7 +126,7 @@ func options(s *settings) []option {
 		option{name: "bootstrap-defrag-threshold-megabytes", value: unsigned(new(uint)), support: noEffect, reason: "the storage engine gives space back by itself", usage: "Free space at which the start defragments."},
 		option{name: "raft-read-timeout", value: duration(&c.RaftReadTimeout), from: flagOnly, usage: "Silence after which a connection between members is given up. At least 5s."},
 		option{name: "raft-write-timeout", value: duration(&c.RaftWriteTimeout), from: flagOnly, usage: "Time for which such a connection may take nothing before it is given up. At least 5s."},
-		option{name: "snapshot-send-rate", value: signed(&c.SnapshotSendRate), usage: "Most bytes per second of the state that is sent to a member which lags too far. 0 is 128 MiB, negative is no limit. Coterie's own."},
+		option{name: "snapshot-send-rate", value: signed(&c.SnapshotSendRate), usage: "Most bytes per second of the state that is sent to a member which lags too far. 0 is 64 MiB, negative is no limit. Coterie's own."},
 		option{name: "feature-gates", value: &featureGates{corruptCheck: &c.InitialCorruptCheck, hashCheck: &c.CompactHashCheck}, usage: "etcd's experimental features, as name=true,name=false. InitialCorruptCheck compares this member's data with the others' before it serves; CompactHashCheck has the leader compare what compactions left. Checkpoints of leases are always made and kept. The log says of each other gate that it changes nothing; unknown ones are refused."},
 	)
 	section("Clustering",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
@@ -42,7 +43,11 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.loadIndex(m.rev); err != nil {
+	rest := func() {}
+	if o.Gently {
+		rest = alternate(gentleWork)
+	}
+	if err := s.loadIndex(m.rev, rest); err != nil {
 		return nil, err
 	}
 	s.w.rev, s.w.base = m.rev, m.rev
@@ -145,15 +150,31 @@ func (s *Store) lastRevision() (rev, written int64, err error) {
 	return rev, written, err
 }
 
+// gentleWork is how long a gentle Open works before it rests.
+const gentleWork = 2 * time.Millisecond
+
+// alternate returns a function that is called between pieces of work, and waits
+// as long as the work has taken since it last waited when that is a while.
+func alternate(while time.Duration) func() {
+	began := time.Now()
+	return func() {
+		if worked := time.Since(began); worked >= while {
+			time.Sleep(worked)
+			began = time.Now()
+		}
+	}
+}
+
 // loadIndex builds the index from the newest version of every key, none of which
-// may be above rev.
-func (s *Store) loadIndex(rev int64) error {
+// may be above rev. It calls rest for each.
+func (s *Store) loadIndex(rev int64, rest func()) error {
 	it, err := s.eng.NewIter(historyLower, historyUpper)
 	if err != nil {
 		return err
 	}
 	unknown, newest := 0, int64(0)
 	err = scanHistory(context.Background(), it, math.MaxInt64, func(key []byte, main int64, r *record) bool {
+		rest()
 		e, _ := s.w.index.put(aliasString(key))
 		e.create, e.mod, e.version, e.lease = r.create, main, r.version, r.lease
 		newest = max(newest, main)

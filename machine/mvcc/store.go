@@ -28,6 +28,9 @@ type Options struct {
 	// StreamChunkBytes is the size that responses of RangeStream aim at. In
 	// etcd it is the limit on the size of requests.
 	StreamChunkBytes int
+	// Gently makes Open rest for as long as it works, in small pieces: for a store
+	// that is loaded beside one that serves.
+	Gently bool
 }
 
 func (o Options) withDefaults() Options {
