@@ -24,14 +24,7 @@ func (p leaseProposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) e
 	if err != nil {
 		return err
 	}
-	answer := make(chan machine.Result, 1)
-	p.n.consensus.ProposeInTerm(p.term, command, func(r machine.Result) { answer <- r })
-	select {
-	case r := <-answer:
-		return r.Err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return await(ctx, func(done func(machine.Result)) { p.n.consensus.ProposeInTerm(p.term, command, done) }).Err
 }
 
 // Confirm implements lessor.Proposer: a linearizable read, after which this

@@ -49,18 +49,17 @@ func (s *service) AddMember(ctx context.Context, peerURLs []string, learner bool
 		}
 	}
 	m := machine.Member{ID: addedID(peerURLs, time.Now()), PeerURLs: peerURLs, IsLearner: learner}
-	members := s.machine().Members
-	if err := members.Check(&machine.Change{Kind: machine.AddMember, Member: m}); err != nil {
+	members, c := s.machine().Members, machine.Change{Kind: machine.AddMember, Member: m}
+	if err := members.Check(&c); err != nil {
 		return nil, nil, err
 	}
 	if learner && len(members.Learners()) >= s.cfg.MaxLearners {
 		return nil, nil, rpctypes.ErrTooManyLearners
 	}
-	all, err := s.change(ctx, machine.AddMember, m)
-	if err != nil {
+	if err := s.proposeChange(ctx, c); err != nil {
 		return nil, nil, err
 	}
-	return apiMember(m), all, nil
+	return apiMember(m), s.Members(), nil
 }
 
 // mayAdd holds etcd's strict checks: with one more voter, those that have
@@ -179,14 +178,7 @@ func (s *service) change(ctx context.Context, kind machine.ChangeKind, m machine
 }
 
 func (n *Node) proposeChange(ctx context.Context, c machine.Change) error {
-	answer := make(chan machine.Result, 1)
-	n.consensus.ProposeChange(&c, func(r machine.Result) { answer <- r })
-	select {
-	case r := <-answer:
-		return r.Err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return await(ctx, func(done func(machine.Result)) { n.consensus.ProposeChange(&c, done) }).Err
 }
 
 // countStarted counts the members that have told their names.

@@ -261,7 +261,7 @@ func (n *Node) becomeReady(ctx context.Context) error {
 	case <-late.C:
 		if n.machine().Applied() == 0 {
 			n.log.Warn("this member has not been sent a state yet: waiting for the cluster")
-			return n.await(ctx, ready)
+			return n.awaitState(ctx, ready)
 		}
 		n.log.Warn("not caught up with the cluster yet, or no leader is known: serving what can be served so")
 	case <-ctx.Done():
@@ -270,8 +270,8 @@ func (n *Node) becomeReady(ctx context.Context) error {
 	return nil
 }
 
-// await waits for a member that has nothing to serve.
-func (n *Node) await(ctx context.Context, ready <-chan error) error {
+// awaitState waits for a member that has nothing to serve.
+func (n *Node) awaitState(ctx context.Context, ready <-chan error) error {
 	select {
 	case err := <-ready:
 		return errors.Join(err, n.Err())
@@ -420,8 +420,13 @@ func (n *Node) Propose(ctx context.Context, r *pb.InternalRaftRequest) machine.R
 	if err != nil {
 		return machine.Result{Err: err}
 	}
+	return await(ctx, func(done func(machine.Result)) { n.consensus.Propose(command, done) })
+}
+
+// await waits for the result of what propose has proposed, or for the end of ctx.
+func await(ctx context.Context, propose func(done func(machine.Result))) machine.Result {
 	answer := make(chan machine.Result, 1)
-	n.consensus.Propose(command, func(r machine.Result) { answer <- r })
+	propose(func(r machine.Result) { answer <- r })
 	select {
 	case r := <-answer:
 		return r
