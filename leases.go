@@ -53,7 +53,7 @@ func (l leaderLessor) Renew(ctx context.Context, id int64) (ttl int64, err error
 // TimeToLive implements api.Lessor.
 func (l leaderLessor) TimeToLive(ctx context.Context, id int64) (granted, remaining int64, err error) {
 	if l.n.leads() {
-		return l.n.lessor.TimeToLive(id)
+		return l.n.lessor.TimeToLive(ctx, id)
 	}
 	return l.n.remoteLessor.TimeToLive(ctx, id)
 }

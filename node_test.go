@@ -246,7 +246,7 @@ func TestLeaderOnASlowDiskLeadsLater(t *testing.T) {
 	}
 	close(gate)
 	for deadline := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
-		if _, _, err := n.lessor.TimeToLive(1); !errors.Is(err, lessor.ErrNotPrimary) {
+		if _, _, err := n.lessor.TimeToLive(t.Context(), 1); !errors.Is(err, lessor.ErrNotPrimary) {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -181,7 +181,7 @@ func (n *testNode) KV() KV {
 }
 
 func (n *testNode) NewWatchStream() WatchStream { return n.machine.Watch.NewStream() }
-func (n *testNode) Lessor() Lessor              { return localLessor{n.lessor} }
+func (n *testNode) Lessor() Lessor              { return n.lessor }
 func (n *testNode) LeaseKeys(id int64) []string { return n.machine.Leases.Keys(id) }
 func (n *testNode) Alarms() []*pb.AlarmMember   { return n.machine.Alarms.List(pb.AlarmType_NONE) }
 func (n *testNode) Auth() Auth                  { return n.machine.Auth }
@@ -287,9 +287,3 @@ func wantHeader(t *testing.T, h *pb.ResponseHeader, rev int64) {
 	}
 }
 
-// localLessor is the lessor of a member that leads.
-type localLessor struct{ *lessor.Lessor }
-
-func (l localLessor) TimeToLive(_ context.Context, id int64) (granted, remaining int64, err error) {
-	return l.Lessor.TimeToLive(id)
-}

@@ -61,6 +61,10 @@ func (ls leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLive
 	case err != nil:
 		return nil, err
 	case r.Keys:
+		// The leader has answered; this member may not have applied as much.
+		if err := ls.s.node.ReadIndex(ctx); err != nil {
+			return nil, statusError(err)
+		}
 		for _, k := range ls.s.node.LeaseKeys(r.ID) {
 			resp.Keys = append(resp.Keys, []byte(k))
 		}
@@ -123,12 +127,12 @@ func (ls leaseServer) keepAlive(ctx context.Context, id int64) (*pb.LeaseKeepAli
 // cluster has agreed on.
 const catchUp = time.Second
 
-// onLeader asks the lessor something. An answer that may only mean that this member lags, or is
-// about to lead, is asked for again once it has caught up. The error is lease.ErrNotFound or
-// one for the client.
+// onLeader asks the lessor something. An answer that may only mean that this member is about to
+// lead is asked for again once it has caught up. The error is lease.ErrNotFound or one for the
+// client.
 func (s *Server) onLeader(ctx context.Context, ask func() error) error {
 	err := ask()
-	if errors.Is(err, lease.ErrNotFound) || errors.Is(err, lessor.ErrNotPrimary) {
+	if errors.Is(err, lessor.ErrNotPrimary) {
 		wait, cancel := context.WithTimeout(ctx, catchUp)
 		defer cancel()
 		if werr := s.node.ReadIndex(wait); werr != nil {

@@ -44,7 +44,8 @@ type Proposer interface {
 	// just have renewed the lease that the command revokes.
 	Propose(ctx context.Context, r *pb.InternalRaftRequest) error
 	// Confirm returns nil if at some moment since the call no member led in a
-	// later term, as a linearizable read would find out.
+	// later term, and what was committed until that moment is in the table: it
+	// is a linearizable read.
 	Confirm(ctx context.Context) error
 }
 
@@ -223,8 +224,33 @@ func (l *Lessor) Renew(ctx context.Context, id int64) (ttl int64, err error) {
 // it is gone, and when the reign ends.
 type expired struct{ gone, reign <-chan struct{} }
 
-// tryRenew is Renew, but does not wait for an expired lease.
+// tryRenew is Renew, but does not wait for an expired lease. A lease that is not
+// in the table may be one that another member, which applies faster, has just
+// answered the grant of, so the table is waited for before it is called unknown.
 func (l *Lessor) tryRenew(ctx context.Context, id int64) (ttl int64, _ *expired, _ error) {
+	ttl, expired, err := l.renewKnown(ctx, id)
+	if !errors.Is(err, lease.ErrNotFound) {
+		return ttl, expired, err
+	}
+	if err := l.confirm(ctx); err != nil {
+		return 0, nil, err
+	}
+	return l.renewKnown(ctx, id)
+}
+
+// confirm is Proposer.Confirm for the reign of the moment.
+func (l *Lessor) confirm(ctx context.Context) error {
+	l.mu.Lock()
+	r := l.reign
+	l.mu.Unlock()
+	if r == nil {
+		return ErrNotPrimary
+	}
+	return r.proposer.Confirm(ctx)
+}
+
+// renewKnown is tryRenew for a lease in the table.
+func (l *Lessor) renewKnown(ctx context.Context, id int64) (ttl int64, _ *expired, _ error) {
 	l.mu.Lock()
 	r := l.reign
 	if r == nil {
@@ -246,20 +272,44 @@ func (l *Lessor) tryRenew(ctx context.Context, id int64) (ttl int64, _ *expired,
 	l.mu.Unlock()
 
 	var err error
+	cleared := marked || recording != nil
 	// Either way the owner hears of it only if no later term can have begun
 	// without knowing of it, or with less than all of its time from then on.
-	if marked || recording != nil {
+	if cleared {
 		// Only a lease with a checkpoint costs a proposal, so one that is kept
 		// alive more often than it is checkpointed costs none.
 		err = l.clearCheckpoint(ctx, r, granted, recording)
 	} else {
 		err = r.proposer.Confirm(ctx)
 	}
+	if err == nil {
+		err = l.settle(r, granted, cleared)
+	}
 	if err != nil {
 		return 0, nil, err
 	}
 	l.renewed.Add(1)
 	return granted.TTL, nil, nil
+}
+
+// settle ends a renewal of the lease that was granted as the table had it: by now
+// a revocation may be there that was committed, and answered, before the renewal
+// came.
+func (l *Lessor) settle(r *reign, granted lease.Lease, cleared bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reign != r {
+		return ErrNotPrimary
+	}
+	r.sync()
+	t := r.terms[granted.ID]
+	if t == nil || t.Incarnation != granted.Incarnation {
+		return lease.ErrNotFound
+	}
+	if cleared {
+		t.uncertain = false
+	}
+	return nil
 }
 
 // clearCheckpoint makes the full time to live of a renewed lease known to
@@ -275,29 +325,17 @@ func (l *Lessor) clearCheckpoint(ctx context.Context, r *reign, granted lease.Le
 			return ctx.Err()
 		}
 	}
-	err := r.proposer.Propose(ctx, checkpointRequest([]*pb.LeaseCheckpoint{{ID: granted.ID}}))
-	if err != nil {
-		return err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.reign != r {
-		return ErrNotPrimary
-	}
-	r.sync()
-	t := r.terms[granted.ID]
-	if t == nil || t.Incarnation != granted.Incarnation {
-		return lease.ErrNotFound
-	}
-	t.uncertain = false
-	return nil
+	return r.proposer.Propose(ctx, checkpointRequest([]*pb.LeaseCheckpoint{{ID: granted.ID}}))
 }
 
 // TimeToLive returns the granted and the remaining time of lease id in whole
 // seconds, cut towards zero. The remaining time of an expired lease that is
 // not yet revoked is 0 or negative; that of an unknown one is -1, with
-// lease.ErrNotFound.
-func (l *Lessor) TimeToLive(id int64) (granted, remaining int64, err error) {
+// lease.ErrNotFound. It is a linearizable read.
+func (l *Lessor) TimeToLive(ctx context.Context, id int64) (granted, remaining int64, err error) {
+	if err := l.confirm(ctx); err != nil {
+		return 0, -1, err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.reign

@@ -41,11 +41,13 @@ type member struct {
 	stuck int64
 	// revoked has the time at which each lease was last proposed for
 	// revocation; attempts counts.
-	revoked       map[int64]time.Time
-	attempts      int
-	checkpoints   []string
-	clocks        int
-	confirmed     int
+	revoked     map[int64]time.Time
+	attempts    int
+	checkpoints []string
+	clocks      int
+	confirmed   int
+	// late applies what was committed before and has not been applied yet.
+	late          func()
 	inFlight      int
 	mostInFlight  int
 	granted       map[int64]time.Time
@@ -132,6 +134,10 @@ func (m *member) Confirm(context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.confirmed++
+	if m.late != nil {
+		m.late()
+		m.late = nil
+	}
 	return m.fail
 }
 
@@ -173,6 +179,10 @@ func (m *member) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
 func (m *member) apply(r *pb.InternalRaftRequest) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.applyLocked(r)
+}
+
+func (m *member) applyLocked(r *pb.InternalRaftRequest) error {
 	if m.fail != nil {
 		return m.fail
 	}
@@ -256,7 +266,7 @@ func (m *member) wantGone(ids ...int64) {
 
 func (m *member) wantTimeToLive(id, granted, remaining int64) {
 	m.t.Helper()
-	g, r, err := m.l.TimeToLive(id)
+	g, r, err := m.l.TimeToLive(m.t.Context(), id)
 	if err != nil || g != granted || r != remaining {
 		m.t.Errorf("TimeToLive(%d) = %d, %d, %v, want %d, %d", id, g, r, err, granted, remaining)
 	}
@@ -314,13 +324,21 @@ func TestTimeToLive(t *testing.T) {
 		m.wantTimeToLive(1, 10, 9)
 		pass(9500 * time.Millisecond)
 		m.wantTimeToLive(1, 10, 0)
-		m.setFail(errors.New("no quorum"))
+		m.mu.Lock()
+		m.stuck = 1
+		m.mu.Unlock()
 		pass(2 * time.Second)
 		m.wantTimeToLive(1, 10, -1)
-		if g, r, err := m.l.TimeToLive(99); g != 0 || r != -1 || !errors.Is(err, lease.ErrNotFound) {
+		if g, r, err := m.l.TimeToLive(m.t.Context(), 99); g != 0 || r != -1 || !errors.Is(err, lease.ErrNotFound) {
 			t.Errorf("TimeToLive of an unknown lease = %d, %d, %v", g, r, err)
 		}
 		m.wantNoOverflow(2, lease.MaxTTL)
+		deposed := errors.New("a later term")
+		m.setFail(deposed)
+		if _, _, err := m.l.TimeToLive(m.t.Context(), 1); !errors.Is(err, deposed) {
+			t.Errorf("TimeToLive without a quorum: %v", err)
+		}
+		m.setFail(nil)
 	})
 }
 
@@ -331,7 +349,7 @@ func (m *member) wantNoOverflow(id, ttl int64) {
 	m.wantTimeToLive(id, ttl, ttl)
 	m.l.Demote()
 	m.l.Promote(m)
-	if _, r, err := m.l.TimeToLive(id); err != nil || r < ttl {
+	if _, r, err := m.l.TimeToLive(m.t.Context(), id); err != nil || r < ttl {
 		m.t.Errorf("after another promotion %d s remain, %v", r, err)
 	}
 }
@@ -416,7 +434,7 @@ func TestDemotedDoesNothing(t *testing.T) {
 		if _, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, ErrNotPrimary) {
 			t.Errorf("Renew = %v, want ErrNotPrimary", err)
 		}
-		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, ErrNotPrimary) {
+		if _, _, err := m.l.TimeToLive(m.t.Context(), 1); !errors.Is(err, ErrNotPrimary) {
 			t.Errorf("TimeToLive = %v, want ErrNotPrimary", err)
 		}
 		m.grant(2, 3)
@@ -464,11 +482,11 @@ func TestReset(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.l.Reset(table)
-		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, ErrNotPrimary) {
+		if _, _, err := m.l.TimeToLive(m.t.Context(), 1); !errors.Is(err, ErrNotPrimary) {
 			t.Errorf("TimeToLive = %v, want ErrNotPrimary", err)
 		}
 		m.l.Promote(m)
-		if _, _, err := m.l.TimeToLive(1); !errors.Is(err, lease.ErrNotFound) {
+		if _, _, err := m.l.TimeToLive(m.t.Context(), 1); !errors.Is(err, lease.ErrNotFound) {
 			t.Errorf("TimeToLive = %v, want ErrNotFound in the other table", err)
 		}
 	})
@@ -627,6 +645,40 @@ func TestRenewalIsConfirmed(t *testing.T) {
 		m.setFail(deposed)
 		if _, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, deposed) {
 			t.Errorf("Renew = %v, want %v", err, deposed)
+		}
+	})
+}
+
+// TestCommittedButNotApplied: another member may have applied, and answered, what
+// the leader has committed and not applied yet.
+func TestCommittedButNotApplied(t *testing.T) {
+	commitLate := func(m *member, r *pb.InternalRaftRequest) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.late = func() {
+			if err := m.applyLocked(r); err != nil {
+				m.t.Error(err)
+			}
+		}
+	}
+	grant := func(id int64) *pb.InternalRaftRequest {
+		return &pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: id, TTL: 60}}
+	}
+	revoke := func(id int64) *pb.InternalRaftRequest {
+		return &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: id}}
+	}
+	bubble(t, Options{}, func(m *member) {
+		commitLate(m, grant(1))
+		m.wantRenewed(1, 60)
+		commitLate(m, grant(2))
+		m.wantTimeToLive(2, 60, 60)
+		commitLate(m, revoke(1))
+		if _, err := m.l.Renew(m.t.Context(), 1); !errors.Is(err, lease.ErrNotFound) {
+			t.Errorf("Renew of a lease whose revocation was answered: %v", err)
+		}
+		commitLate(m, revoke(2))
+		if _, _, err := m.l.TimeToLive(m.t.Context(), 2); !errors.Is(err, lease.ErrNotFound) {
+			t.Errorf("TimeToLive of a lease whose revocation was answered: %v", err)
 		}
 	})
 }
@@ -831,7 +883,7 @@ func TestFeedOverflow(t *testing.T) {
 		m.revoke(n + 1)
 		m.l.mu.Unlock()
 		m.wantTimeToLive(n, 60, 60)
-		if _, _, err := m.l.TimeToLive(n + 1); !errors.Is(err, lease.ErrNotFound) {
+		if _, _, err := m.l.TimeToLive(m.t.Context(), n+1); !errors.Is(err, lease.ErrNotFound) {
 			t.Errorf("TimeToLive of a revoked lease: %v", err)
 		}
 		if got := len(m.l.Leases()); got != n {

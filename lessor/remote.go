@@ -126,12 +126,12 @@ func (l *Lessor) answerRenewal(ctx context.Context, id int64) answer {
 
 // ServeTimeToLive answers MethodTimeToLive with l.
 func ServeTimeToLive(l *Lessor) func(ctx context.Context, in []byte) ([]byte, error) {
-	return func(_ context.Context, in []byte) ([]byte, error) {
+	return func(ctx context.Context, in []byte) ([]byte, error) {
 		var req ttlRequest
 		if err := json.Unmarshal(in, &req); err != nil {
 			return nil, fmt.Errorf("decode a call for a lease's time: %w", err)
 		}
-		granted, remaining, err := l.TimeToLive(req.ID)
+		granted, remaining, err := l.TimeToLive(ctx, req.ID)
 		if err != nil {
 			return json.Marshal(failure(err))
 		}
