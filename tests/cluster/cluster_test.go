@@ -25,6 +25,7 @@ var (
 	seed     = flag.Uint64("cluster.seed", 1, "seed of the first round: of its faults, its network and its requests")
 	rounds   = flag.Int("cluster.rounds", 2, "how many rounds of faults, each with the next seed")
 	duration = flag.Duration("cluster.duration", 40*time.Second, "about how long a round takes")
+	keep     = flag.Bool("cluster.keep", false, "keep the members' data and logs also when the test passes")
 	size     = flag.Int("cluster.size", 0, "members of a cluster; 0 is 3 in rounds with an odd seed, and 5 in the others")
 )
 
@@ -123,7 +124,7 @@ func startCluster(ctx context.Context, t *testing.T, size int, n *network.Networ
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
-		if t.Failed() {
+		if t.Failed() || *keep {
 			t.Logf("the members' data and logs are in %s", dir)
 			return
 		}
