@@ -92,6 +92,7 @@ func (n *Node) startPeers() (err error) {
 		DialTLS:      n.cfg.peerDialTLS,
 		ReadTimeout:  n.cfg.RaftReadTimeout,
 		WriteTimeout: n.cfg.RaftWriteTimeout,
+		Patience:     n.cfg.ElectionTimeout,
 		SnapshotRate: n.cfg.SnapshotSendRate,
 		Version:      Version,
 		RoundTrip:    n.front.metrics.PeerRoundTrip,

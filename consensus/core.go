@@ -153,12 +153,13 @@ type core struct {
 	conf       *pb.ConfState // as of applied
 	changeFrom uint64        // raft takes no further change of the membership before this entry is applied
 	received   uint64        // index of the last snapshot that raft took from another member
-	lost       int           // ticks until this member stands for election, because the leader's process has gone; 0: it does not
+	presence
 }
 
 func (c *core) tick(now time.Time) {
 	c.raft.Tick()
 	c.ticked = true
+	c.watch()
 	c.sendAgain()
 	c.succeed()
 	c.expire(now)
@@ -173,7 +174,13 @@ func (c *core) tick(now time.Time) {
 
 // step feeds a message from a peer, or a response to an output.
 func (c *core) step(m *pb.Message) {
+	c.hear(m)
 	switch m.GetType() {
+	case pb.MsgForgetLeader:
+		if m.GetTerm() == c.raft.BasicStatus().GetTerm() {
+			c.gone(m.GetFrom())
+		}
+		return
 	case pb.MsgProp:
 		c.adoptLater(m)
 		return
@@ -660,7 +667,9 @@ func (c *core) ready() output {
 		case raft.LocalApplyThread:
 			out.applies = append(out.applies, c.apply(m))
 		default:
-			out.peers = append(out.peers, m)
+			if !c.withheld(m) {
+				out.peers = append(out.peers, m)
+			}
 		}
 	}
 	out.peers = append(out.peers, c.outbox...)
@@ -673,6 +682,7 @@ func (c *core) ready() output {
 func (c *core) turn(lead uint64, state raft.StateType) {
 	c.elected = state == raft.StateLeader && c.state != raft.StateLeader
 	c.lead, c.state = lead, state
+	c.turned()
 	c.settled = false
 	if state != raft.StateLeader {
 		c.unstable, c.asked = 0, nil
@@ -687,36 +697,6 @@ func (c *core) turn(lead uint64, state raft.StateType) {
 	for _, r := range c.rounds {
 		if c.commitIsKnown() {
 			c.requestReadIndex(r) // the leader before may have taken it with him
-		}
-	}
-}
-
-// gone notes that a member's process has ended. When it led, nobody has to wait
-// for an election timeout: the first voter stands soon, the others follow one
-// after another if that fails.
-func (c *core) gone(id uint64) {
-	if c.lead != id || id == c.id {
-		return
-	}
-	rank := slices.Index(slices.DeleteFunc(slices.Sorted(slices.Values(c.conf.GetVoters())), func(v uint64) bool { return v == id }), c.id)
-	if rank < 0 {
-		return // a learner
-	}
-	if err := c.raft.ForgetLeader(); err != nil {
-		return
-	}
-	c.lost = 1 + 2*rank
-}
-
-// succeed stands for election when it is this member's turn after a leader has
-// gone.
-func (c *core) succeed() {
-	if c.lost == 0 {
-		return
-	}
-	if c.lost--; c.lost == 0 && c.raft.BasicStatus().Lead == raft.None {
-		if err := c.raft.Campaign(); err != nil {
-			c.logger.Debug("raft: no campaign", zap.Error(err))
 		}
 	}
 }

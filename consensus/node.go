@@ -263,6 +263,7 @@ func Start(cfg Config) (*Node, error) {
 			termOf:    cfg.Log.Term,
 			applied:   applied,
 			conf:      confState(&cfg),
+			presence:  presence{timeout: uint64(cfg.ElectionTicks)},
 		},
 	}
 	log.snapshot = n.core.snapshot

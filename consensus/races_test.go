@@ -270,7 +270,7 @@ func loneVoter(t *testing.T) (b *bench, elect func()) {
 	rn, err := newRaft(&Config{ID: 5, ElectionTicks: 10, Logger: zap.NewNop()}, &storage{Log: l}, 1)
 	must(t, err)
 	b = &bench{t: t, log: l, core: &core{id: 5, raft: rn, logger: zap.NewNop(), proposer: 1, batchMax: 1000, retryRead: time.Second,
-		termOf: l.Term, applied: 1, conf: conf}}
+		termOf: l.Term, applied: 1, conf: conf, presence: presence{timeout: 10}}}
 	must(t, b.raft.Campaign())
 	vote := b.work()
 	return b, func() { b.answer(vote) }

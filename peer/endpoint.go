@@ -110,11 +110,12 @@ const unixSuffix = ".unix"
 // dialer makes connections to members.
 type dialer struct {
 	tls         func() (*tls.Config, error)
+	connect     time.Duration // to make a TCP connection
 	read, write time.Duration // see timedConn
 }
 
 func (d dialer) dial(ctx context.Context, e endpoint) (net.Conn, error) {
-	nd := net.Dialer{Timeout: connectTimeout, KeepAliveConfig: net.KeepAliveConfig{Enable: true}}
+	nd := net.Dialer{Timeout: d.connect, KeepAliveConfig: net.KeepAliveConfig{Enable: true}}
 	c, err := nd.DialContext(ctx, e.network, e.address)
 	if err != nil || !e.secure {
 		return c, err
@@ -207,7 +208,7 @@ const maxAnswer = 64 << 10
 // to write. The first answer is read.
 func (d dialer) open(ctx context.Context, e endpoint, method, path string, h http.Header) (*opened, error) {
 	// Of all parts together: each piece of an answer renews the timedConn's.
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout+d.read+d.write+d.read)
+	ctx, cancel := context.WithTimeout(ctx, d.connect+d.read+d.write+d.read)
 	defer cancel()
 	c, err := d.dial(ctx, e)
 	if err != nil {

@@ -25,7 +25,7 @@ const maxMembers = 1 << 20
 // Fetch asks the peer URLs of a running cluster, one after the other, who its
 // members are. One answer is enough.
 func Fetch(ctx context.Context, urls []string, dialTLS func() (*tls.Config, error)) (clusterID uint64, members []FetchedMember, err error) {
-	d := dialer{dialTLS, DefaultReadTimeout, DefaultWriteTimeout}
+	d := dialer{dialTLS, connectTimeout, DefaultReadTimeout, DefaultWriteTimeout}
 	client := d.client(ctx)
 	defer client.CloseIdleConnections()
 	var errs []error

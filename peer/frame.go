@@ -160,7 +160,7 @@ func carried(t raftpb.MessageType) bool {
 		raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp,
 		raftpb.MsgVote, raftpb.MsgVoteResp, raftpb.MsgPreVote, raftpb.MsgPreVoteResp,
 		raftpb.MsgReadIndex, raftpb.MsgReadIndexResp,
-		raftpb.MsgTransferLeader, raftpb.MsgTimeoutNow:
+		raftpb.MsgTransferLeader, raftpb.MsgTimeoutNow, raftpb.MsgForgetLeader:
 		return true
 	}
 	return false

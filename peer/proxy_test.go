@@ -16,10 +16,12 @@ type proxy struct {
 	flip     atomic.Int64 // the bits of the byte with this number, of a connection's bytes to the target, are changed; 0: none
 	count    atomic.Int64 // bytes to the target, of all connections
 	onBytes  func(total int64)
+	buried   atomic.Int64 // connections up to this number, from 1, swallow all that comes
 
 	mu     sync.Mutex
 	thawed chan struct{} // Guarded by mu. Closed while bytes flow.
 	conns  map[net.Conn]bool
+	made   int64 // Guarded by mu. Connections.
 	closed bool
 }
 
@@ -47,14 +49,15 @@ func (p *proxy) connect(from net.Conn) {
 		from.Close()
 		return
 	}
-	if !p.add(from, to) {
+	number, ok := p.add(from, to)
+	if !ok {
 		return
 	}
-	p.group.Go(func() { p.pipe(to, from, true) })
-	p.pipe(from, to, false)
+	p.group.Go(func() { p.pipe(to, from, number, true) })
+	p.pipe(from, to, number, false)
 }
 
-func (p *proxy) add(cs ...net.Conn) bool {
+func (p *proxy) add(cs ...net.Conn) (number int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range cs {
@@ -63,10 +66,11 @@ func (p *proxy) add(cs ...net.Conn) bool {
 		}
 		p.conns[c] = true
 	}
-	return !p.closed
+	p.made++
+	return p.made, !p.closed
 }
 
-func (p *proxy) pipe(to, from net.Conn, forth bool) {
+func (p *proxy) pipe(to, from net.Conn, number int64, forth bool) {
 	defer to.Close()
 	defer from.Close()
 	b := make([]byte, 32<<10)
@@ -80,6 +84,9 @@ func (p *proxy) pipe(to, from net.Conn, forth bool) {
 		thawed := p.thawed
 		p.mu.Unlock()
 		<-thawed
+		if number <= p.buried.Load() {
+			continue
+		}
 		if forth {
 			if at := p.flip.Load(); at > passed && at <= passed+int64(n) {
 				b[at-passed-1] ^= 0x10
@@ -103,6 +110,14 @@ func (p *proxy) cut() {
 		c.Close()
 	}
 	clear(p.conns)
+}
+
+// bury swallows all that comes on the connections of now, and lets new ones be,
+// as a network does that was cut for long: TCP tries the old ones ever less often.
+func (p *proxy) bury() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.buried.Store(p.made)
 }
 
 // freeze lets no byte pass until thaw; connections stay.

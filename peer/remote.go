@@ -124,6 +124,9 @@ func (r *remote) setOut(k kind, o *opened) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.out[k] = o
+	if bulk := r.out[entries]; k == control && o == nil && bulk != nil {
+		bulk.Close() // it is as dead, and would take longer to find out
+	}
 	if o != nil {
 		r.met = true
 		r.version = truncate(o.response.Header.Get(headerVersion), maxHeaderText)

@@ -104,7 +104,7 @@ func (r *remote) sendSnapshot(ctx context.Context, m *raftpb.Message) (int64, er
 	h.Set("Content-Length", strconv.FormatInt(total, 10))
 	h.Set("Expect", "100-continue")
 	first := 0
-	o, err := r.open(ctx, &first, http.MethodPost, pathSnapshot, h, http.StatusContinue)
+	o, err := r.open(ctx, r.t.dialer, &first, http.MethodPost, pathSnapshot, h, http.StatusContinue)
 	if err != nil {
 		return total, err
 	}

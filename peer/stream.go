@@ -16,7 +16,7 @@ import (
 
 const (
 	// A connection that cannot be made is tried again after a pause that doubles
-	// from minPause to maxPause.
+	// from minPause to maxPause, or to a quarter of Patience if that is shorter.
 	minPause = 50 * time.Millisecond
 	maxPause = time.Second
 	// steady is how long a connection must have held to be made anew at once, and
@@ -24,8 +24,8 @@ const (
 	steady = time.Second
 	// writeBatch is how much is put into one write.
 	writeBatch = 1 << 20
-	// pingInterval is how often a sign of life is asked for, if ReadTimeout is
-	// not too short for it.
+	// pingInterval is how often a sign of life is asked for, if Patience is not
+	// too short for it.
 	pingInterval = time.Second
 )
 
@@ -62,7 +62,7 @@ func (s *stream) run(ctx context.Context) {
 		if s.wait(ctx, pause) {
 			pause = minPause
 		} else {
-			pause = min(2*pause, maxPause)
+			pause = min(2*pause, maxPause, s.peer.t.cfg.Patience/4)
 		}
 	}
 }
@@ -87,12 +87,16 @@ func (s *stream) connect(ctx context.Context) (*opened, error) {
 	h.Set("Connection", "Upgrade")
 	h.Set("Upgrade", protocol)
 	h.Set(headerStream, s.kind.String())
-	return s.peer.open(ctx, &s.last, http.MethodGet, pathStream, h, http.StatusSwitchingProtocols)
+	o, err := s.peer.open(ctx, s.peer.t.streams, &s.last, http.MethodGet, pathStream, h, http.StatusSwitchingProtocols)
+	if err == nil && s.kind == entries {
+		o.read = s.peer.t.cfg.ReadTimeout // a listener that has enough lets it wait
+	}
+	return o, err
 }
 
 // open makes a request of the member at one of its endpoints, beginning with
 // that of *last. An answer with another status than want is an error.
-func (r *remote) open(ctx context.Context, last *int, method, path string, h http.Header, want int) (*opened, error) {
+func (r *remote) open(ctx context.Context, d dialer, last *int, method, path string, h http.Header, want int) (*opened, error) {
 	es := r.where()
 	if len(es) == 0 {
 		return nil, fmt.Errorf("member %x has no peer URL that could be dialled", r.id)
@@ -100,7 +104,7 @@ func (r *remote) open(ctx context.Context, last *int, method, path string, h htt
 	var errs []error
 	for i := range es {
 		n := (*last + i) % len(es)
-		o, err := r.t.dialer.open(ctx, es[n], method, path, h)
+		o, err := d.open(ctx, es[n], method, path, h)
 		if err == nil && o.response.StatusCode != want {
 			err = r.t.refused(o.response)
 			o.Close()
@@ -190,7 +194,7 @@ func (s *stream) carry(ctx context.Context, o *opened) error {
 	return errors.Join(err, w.err)
 }
 
-func (t *Transport) pingInterval() time.Duration { return min(pingInterval, t.cfg.ReadTimeout/3) }
+func (t *Transport) pingInterval() time.Duration { return min(pingInterval, t.cfg.Patience/3) }
 
 // writer writes to one connection.
 type writer struct {

@@ -50,6 +50,12 @@ type Config struct {
 	// A connection on which nothing comes for ReadTimeout, or can be written for
 	// WriteTimeout, is given up.
 	ReadTimeout, WriteTimeout time.Duration
+	// Patience is how long a control stream may be without an answer before both
+	// streams to the member are made anew. It should be an election timeout: when
+	// a network is whole again, TCP may take as long to notice as it was cut, and
+	// members would hear of one another too late. A new stream is tried for two
+	// to four times in it. At most ReadTimeout, which is the default.
+	Patience time.Duration
 	// SnapshotRate bounds the bytes per second of one snapshot being sent.
 	// Negative: no bound.
 	SnapshotRate int64
@@ -90,6 +96,7 @@ type Transport struct {
 	cfg     Config
 	log     *zap.Logger
 	dialer  dialer
+	streams dialer          // of streams, less patient
 	client  *http.Transport // for calls
 	reports *reports
 	calls   map[string]callFunc // complete before the first request
@@ -125,6 +132,7 @@ func New(cfg Config) (*Transport, error) {
 	}
 	cfg.ReadTimeout = cmp.Or(max(cfg.ReadTimeout, 0), DefaultReadTimeout)
 	cfg.WriteTimeout = cmp.Or(max(cfg.WriteTimeout, 0), DefaultWriteTimeout)
+	cfg.Patience = min(cmp.Or(max(cfg.Patience, 0), cfg.ReadTimeout), cfg.ReadTimeout)
 	cfg.SnapshotRate = cmp.Or(cfg.SnapshotRate, DefaultSnapshotRate)
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
@@ -132,7 +140,8 @@ func New(cfg Config) (*Transport, error) {
 	t := &Transport{
 		cfg:       cfg,
 		log:       cfg.Logger,
-		dialer:    dialer{cfg.DialTLS, cfg.ReadTimeout, cfg.WriteTimeout},
+		dialer:    dialer{cfg.DialTLS, connectTimeout, cfg.ReadTimeout, cfg.WriteTimeout},
+		streams:   dialer{cfg.DialTLS, min(connectTimeout, cfg.Patience/2), cfg.Patience, cfg.WriteTimeout},
 		reports:   newReports(),
 		calls:     make(map[string]callFunc),
 		grace:     defaultGrace,

@@ -220,6 +220,26 @@ func TestSilence(t *testing.T) {
 	connected(t, a, b)
 }
 
+// A member is heard again soon after the network has healed, on new connections.
+func TestDeadConnectionsAreMadeAnew(t *testing.T) {
+	t.Parallel()
+	patient := func(c *Config, _ *nodeSetup) { c.ReadTimeout, c.Patience = 10*time.Minute, 200*time.Millisecond }
+	a, b := start(t, 1, patient), start(t, 2, patient)
+	p := newProxy(t, strings.TrimPrefix(b.url, "http://"))
+	through(p, b, a)
+	b.Update([]Member{a.member()}, nil)
+	connected(t, a, b)
+	p.bury()
+	a.await("the silence to be noticed", func() bool { return a.unreachable[2] > 0 })
+	connected(t, a, b)
+	for _, typ := range []raftpb.MessageType{raftpb.MsgHeartbeat, raftpb.MsgApp} {
+		poll(t, "a message on a new connection", func() bool {
+			a.Send([]*raftpb.Message{message(typ, 1, 2, 7)}) // one may be lost with the old connection
+			return len(b.messages(typ)) > 0
+		})
+	}
+}
+
 // Idle connections stay, for there are signs of life.
 func TestIdle(t *testing.T) {
 	t.Parallel()
@@ -470,7 +490,7 @@ func TestEndlessAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = dialer{nil, patience, patience}.open(t.Context(), e, http.MethodGet, "/", http.Header{})
+	_, err = dialer{nil, patience, patience, patience}.open(t.Context(), e, http.MethodGet, "/", http.Header{})
 	if err == nil || isTimeout(err) {
 		t.Errorf("taken, or not bounded: %v", err)
 	}
