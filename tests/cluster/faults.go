@@ -13,6 +13,9 @@ import (
 	"github.com/coteriedb/coterie/tests/target"
 )
 
+// killAll is the one fault that the cluster need not serve through.
+const killAll = "kill all"
+
 // Fault is one fault of a plan.
 type Fault struct {
 	Name  string
@@ -25,44 +28,43 @@ func (f Fault) String() string {
 	return fmt.Sprintf("after %v, for %v: %s (%d)", f.After.Round(time.Millisecond), f.For.Round(time.Millisecond), f.Name, f.Pick)
 }
 
-// faults are all kinds of faults. But for the death of all, each hits a minority.
+// faults are all kinds of faults. But for the death of all, each hits a minority, and the others go on serving.
 var faults = []struct {
 	name string
 	size int // how many members it needs
-	lead bool
 	do   func(ctx context.Context, s *scene) error
 }{
-	{"kill the leader", 3, true, func(_ context.Context, s *scene) error { return s.kill(s.leader) }},
-	{"kill a follower", 3, false, func(_ context.Context, s *scene) error { return s.kill(s.follower) }},
-	{"pause the leader", 3, true, func(_ context.Context, s *scene) error { return s.pause(s.leader) }},
-	{"pause a follower", 3, false, func(_ context.Context, s *scene) error { return s.pause(s.follower) }},
-	{"isolate the leader", 3, true, func(_ context.Context, s *scene) error { s.part([]int{s.leader}); return nil }},
-	{"isolate a follower", 3, false, func(_ context.Context, s *scene) error { s.part([]int{s.follower}); return nil }},
-	{"isolate the leader with a follower", 5, true, func(_ context.Context, s *scene) error { s.part([]int{s.leader, s.follower}); return nil }},
-	{"isolate two followers", 5, false, func(_ context.Context, s *scene) error { s.part([]int{s.follower, s.other}); return nil }},
-	{"the leader hears nobody", 3, false, func(_ context.Context, s *scene) error { s.fromAll(s.leader, network.Cut); return nil }},
-	{"nobody hears the leader", 3, true, func(_ context.Context, s *scene) error { s.toAll(s.leader, network.Cut); return nil }},
-	{"a follower does not hear the leader", 3, false, func(_ context.Context, s *scene) error { s.net.Set(s.leader, s.follower, network.Cut); return nil }},
-	{"the leader does not hear a follower", 3, false, func(_ context.Context, s *scene) error { s.net.Set(s.follower, s.leader, network.Cut); return nil }},
-	{"two followers do not reach each other", 3, false, func(_ context.Context, s *scene) error {
+	{"kill the leader", 3, func(_ context.Context, s *scene) error { return s.kill(s.leader) }},
+	{"kill a follower", 3, func(_ context.Context, s *scene) error { return s.kill(s.follower) }},
+	{"pause the leader", 3, func(_ context.Context, s *scene) error { return s.pause(s.leader) }},
+	{"pause a follower", 3, func(_ context.Context, s *scene) error { return s.pause(s.follower) }},
+	{"isolate the leader", 3, func(_ context.Context, s *scene) error { s.part([]int{s.leader}); return nil }},
+	{"isolate a follower", 3, func(_ context.Context, s *scene) error { s.part([]int{s.follower}); return nil }},
+	{"isolate the leader with a follower", 5, func(_ context.Context, s *scene) error { s.part([]int{s.leader, s.follower}); return nil }},
+	{"isolate two followers", 5, func(_ context.Context, s *scene) error { s.part([]int{s.follower, s.other}); return nil }},
+	{"the leader hears nobody", 3, func(_ context.Context, s *scene) error { s.fromAll(s.leader, network.Cut); return nil }},
+	{"nobody hears the leader", 3, func(_ context.Context, s *scene) error { s.toAll(s.leader, network.Cut); return nil }},
+	{"a follower does not hear the leader", 3, func(_ context.Context, s *scene) error { s.net.Set(s.leader, s.follower, network.Cut); return nil }},
+	{"the leader does not hear a follower", 3, func(_ context.Context, s *scene) error { s.net.Set(s.follower, s.leader, network.Cut); return nil }},
+	{"two followers do not reach each other", 3, func(_ context.Context, s *scene) error {
 		s.net.Set(s.follower, s.other, network.Cut)
 		s.net.Set(s.other, s.follower, network.Cut)
 		return nil
 	}},
-	{"a flapping link", 3, false, func(_ context.Context, s *scene) error { s.flap(); return nil }},
-	{"delay and reordering", 3, false, func(_ context.Context, s *scene) error {
+	{"a flapping link", 3, func(_ context.Context, s *scene) error { s.flap(); return nil }},
+	{"delay and reordering", 3, func(_ context.Context, s *scene) error {
 		s.everywhere(network.Rule{Delay: 5 * time.Millisecond, Jitter: 30 * time.Millisecond})
 		return nil
 	}},
-	{"loss and duplicates", 3, false, func(_ context.Context, s *scene) error {
+	{"loss and duplicates", 3, func(_ context.Context, s *scene) error {
 		s.everywhere(network.Rule{Loss: 0.05, Duplicate: 0.1, Delay: time.Millisecond})
 		return nil
 	}},
-	{"a slow link to a follower", 3, false, func(_ context.Context, s *scene) error {
+	{"a slow link to a follower", 3, func(_ context.Context, s *scene) error {
 		s.net.Set(s.leader, s.follower, network.Rule{Rate: 20_000})
 		return nil
 	}},
-	{"kill all", 3, false, func(_ context.Context, s *scene) error {
+	{killAll, 3, func(_ context.Context, s *scene) error {
 		for _, i := range s.cluster.Running() {
 			if err := s.kill(i); err != nil {
 				return err
@@ -70,19 +72,19 @@ var faults = []struct {
 		}
 		return nil
 	}},
-	{"kill a follower behind a slow network", 3, false, func(_ context.Context, s *scene) error {
+	{"kill a follower behind a slow network", 3, func(_ context.Context, s *scene) error {
 		s.everywhere(network.Rule{Delay: 2 * time.Millisecond, Jitter: 10 * time.Millisecond, Loss: 0.02})
 		return s.kill(s.follower)
 	}},
-	{"isolate the leader and pause a follower", 5, true, func(_ context.Context, s *scene) error {
+	{"isolate the leader and pause a follower", 5, func(_ context.Context, s *scene) error {
 		s.part([]int{s.leader})
 		return s.pause(s.follower)
 	}},
-	{"kill the leader and isolate a follower", 5, true, func(_ context.Context, s *scene) error {
+	{"kill the leader and isolate a follower", 5, func(_ context.Context, s *scene) error {
 		s.part([]int{s.follower})
 		return s.kill(s.leader)
 	}},
-	{"restart all in turn", 3, false, func(ctx context.Context, s *scene) error { return s.restartAll(ctx) }},
+	{"restart all in turn", 3, func(ctx context.Context, s *scene) error { return s.restartAll(ctx) }},
 }
 
 // Plan draws faults from a seed: every kind that the size allows comes once before any comes again. It draws as many as
