@@ -1,0 +1,347 @@
+package consensus
+
+import (
+	"encoding/binary"
+	"math"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine"
+)
+
+// proposal is one command, or change of the membership, that waits to be
+// replicated, or has been and waits to be applied.
+type proposal struct {
+	command  []byte
+	change   *machine.Change // instead of a command
+	term     uint64          // if not 0: to be proposed by this member as the leader of that term, or not at all
+	deadline time.Time
+	done     func(machine.Result)
+}
+
+// Bounds on batches that go to another member to be appended.
+const (
+	// maxForwarded is how many batches may be on their way to the leader before
+	// the next one grows instead. It holds for one tick: one may have been lost.
+	maxForwarded = 4
+	// maxUnanswered is how many may be without any sign of their coming back.
+	maxUnanswered = 64
+	// maxAdopted is how many batches of other members wait here until raft takes
+	// them. It cannot be reached as long as each other member keeps to its own
+	// bounds, and there are fewer than 64.
+	maxAdopted = 4096
+)
+
+// batch is a batch of this member on its way through raft. It can only be
+// appended by the leader of its term.
+type batch struct {
+	sequence, term uint64
+	callers        []proposal // none any more if their time is over
+	number         uint64     // among the batches sent to the leader of the term, from 1; 0 if this member leads
+	entry          *pb.Entry  // to be sent again; nil if this member leads
+}
+
+// origin is a start of a member, as it makes batches.
+type origin struct{ member, proposer uint64 }
+
+// apply is committed entries for the machine, with the callers who wait for
+// each here; nil for another member's entries and for callers that gave up.
+type apply struct {
+	message *pb.Message
+	callers [][]proposal
+	change  uint64 // index of the last change of the membership among them, or 0
+}
+
+// stable notes that an append with n entries is on disk.
+func (c *core) stable(n uint64) { c.unstable -= min(n, c.unstable) }
+
+// propose hands on what may be: other members' batches, and one of this member.
+func (c *core) propose() {
+	c.adopt()
+	if len(c.proposals) == 0 {
+		return
+	}
+	// What ready told may be a step old; a batch must carry the truth.
+	b := c.raft.BasicStatus()
+	leads := b.RaftState == raft.StateLeader
+	if c.refuseOutdated(leads, b.GetTerm()); len(c.proposals) == 0 || b.Lead == raft.None {
+		return
+	}
+	if leads && c.unstable > 0 || !leads && !c.mayForward() {
+		return
+	}
+	n, e, err := c.nextEntry(leads)
+	if err != nil {
+		c.logger.Error("a proposal cannot be encoded", zap.Error(err)) // and will expire
+		return
+	}
+	if e == nil {
+		return
+	}
+	m := &pb.Message{Type: pb.MsgProp.Enum(), From: &c.id, Entries: []*pb.Entry{e}}
+	made := batch{sequence: c.sequence + 1, term: b.GetTerm(), callers: c.proposals[:n:n]}
+	if leads {
+		if c.raft.Step(m) != nil {
+			return // leadership is being passed on: they stay and are tried again
+		}
+		c.noteChange(e)
+	} else {
+		if c.sentIn != made.term {
+			c.sentIn, c.numbered = made.term, 0
+		}
+		c.numbered++
+		made.number, made.entry = c.numbered, e
+		c.send(&made, b.Lead)
+		c.ticked = false
+	}
+	c.sequence++
+	c.inflight = append(c.inflight, made)
+	c.proposals = c.proposals[n:]
+	if len(c.proposals) == 0 {
+		c.proposals = nil // the array belongs to the batches now
+	}
+}
+
+// send passes a batch to the leader of its term.
+func (c *core) send(b *batch, lead uint64) {
+	c.outbox = append(c.outbox, &pb.Message{
+		Type: pb.MsgProp.Enum(), From: &c.id, To: &lead, Term: new(b.term), Index: new(b.number), Entries: []*pb.Entry{b.entry},
+	})
+}
+
+// sendAgain sends what the leader may have missed, once in a tick.
+func (c *core) sendAgain() {
+	b := c.raft.BasicStatus()
+	if !c.missed || b.Lead == raft.None || b.Lead == c.id {
+		return
+	}
+	c.missed = false
+	for i := range c.inflight {
+		if again := &c.inflight[i]; again.term == b.GetTerm() && again.entry != nil {
+			c.send(again, b.Lead)
+		}
+	}
+}
+
+// unreachable notes that messages to a member were lost: to the leader, or to who
+// was it, and still is, when its process was thought to have gone.
+func (c *core) unreachable(id uint64) {
+	c.missed = c.missed || id == c.lead || c.lead == raft.None
+	c.raft.ReportUnreachable(id)
+}
+
+// adoptLater takes a batch of another member for adopt, if it is of the term in
+// which this member leads and the next of its origin.
+func (c *core) adoptLater(m *pb.Message) {
+	b := c.raft.BasicStatus()
+	if b.RaftState != raft.StateLeader || m.GetTerm() != b.GetTerm() || len(m.Entries) != 1 || len(c.adopted) >= maxAdopted {
+		return
+	}
+	proposer, _, ok := entryOrigin(m.Entries[0])
+	if !ok {
+		return
+	}
+	if c.takenIn != b.GetTerm() {
+		c.takenIn, c.taken = b.GetTerm(), map[origin]uint64{}
+	}
+	if from := (origin{m.GetFrom(), proposer}); m.GetIndex() == c.taken[from]+1 {
+		c.taken[from]++
+		c.adopted = append(c.adopted, m)
+	}
+}
+
+// mayForward reports whether another batch may be sent to the leader.
+func (c *core) mayForward() bool {
+	return len(c.inflight) < maxForwarded || len(c.inflight) < maxUnanswered && c.ticked
+}
+
+// adopt has raft append the batches of other members, if this member leads in
+// their term.
+func (c *core) adopt() {
+	if len(c.adopted) == 0 {
+		return
+	}
+	b := c.raft.BasicStatus()
+	keep := c.adopted[:0]
+	for _, m := range c.adopted {
+		if b.RaftState != raft.StateLeader || m.GetTerm() != b.GetTerm() {
+			continue
+		}
+		cc, err := membershipChange(m.Entries[0])
+		if err != nil {
+			c.logger.Warn("another member's proposal cannot be decoded", zap.Error(err))
+			continue
+		}
+		local := &pb.Message{Type: pb.MsgProp.Enum(), From: m.From, Entries: m.Entries}
+		if cc != nil && !c.mayChange(cc.GetType() == pb.ConfChangeRemoveNode, cc.GetNodeId()) || c.raft.Step(local) != nil {
+			keep = append(keep, m)
+			continue
+		}
+		c.noteChange(m.Entries[0])
+	}
+	clear(c.adopted[len(keep):])
+	c.adopted = keep
+}
+
+// mayChange reports whether raft would append a change of the membership; it
+// replaces one by an empty entry while another may still be unapplied. From when
+// on a new leader may is known when ready has told that it leads.
+//
+// A leader does not remove itself, but passes leadership on. It would stop to
+// lead when it has applied that, perhaps before any other member has heard that
+// the entry is committed. The last voter to stay would then wait for its vote.
+func (c *core) mayChange(remove bool, id uint64) bool {
+	if c.state != raft.StateLeader || c.applied < c.changeFrom {
+		return false
+	}
+	if !remove || id != c.id || len(c.conf.GetVoters()) <= 1 {
+		return true
+	}
+	c.passOn()
+	return false
+}
+
+// passOn begins to pass leadership on to the voter that is furthest among those
+// that are heard of.
+func (c *core) passOn() {
+	if c.raft.BasicStatus().LeadTransferee != raft.None {
+		return
+	}
+	var to, match uint64
+	c.raft.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+		if id != c.id && kind == raft.ProgressTypePeer && p.RecentActive && p.Match >= match {
+			to, match = id, p.Match
+		}
+	})
+	if to != raft.None {
+		c.raft.TransferLeader(to)
+	}
+}
+
+// noteChange remembers that raft has taken an entry that changes the membership.
+// Its index is known when the entry comes to be written.
+func (c *core) noteChange(e *pb.Entry) {
+	if e.GetType() == pb.EntryConfChange {
+		c.changeFrom = math.MaxUint64
+	}
+}
+
+// refuseOutdated fails the proposals that are only for a leader of another term.
+func (c *core) refuseOutdated(leads bool, term uint64) {
+	c.proposals = slices.DeleteFunc(c.proposals, func(p proposal) bool {
+		outdated := p.term != 0 && (!leads || p.term != term)
+		if outdated {
+			c.failProposal(p, ErrNotLeader)
+		}
+		return outdated
+	})
+}
+
+// nextEntry makes an entry of the first n proposals. It returns none if they
+// have to wait.
+func (c *core) nextEntry(leads bool) (n int, _ *pb.Entry, _ error) {
+	if change := c.proposals[0].change; change != nil {
+		if leads && !c.mayChange(change.Kind == machine.RemoveMember, change.Member.ID) {
+			return 0, nil, nil
+		}
+		data, err := encodeChange(change, c.proposer, c.sequence+1)
+		return 1, &pb.Entry{Type: pb.EntryConfChange.Enum(), Data: data}, err
+	}
+	size := batchHeaderLen
+	for n < len(c.proposals) && c.proposals[n].change == nil {
+		size += len(c.proposals[n].command) + binary.MaxVarintLen32
+		if n > 0 && size > c.batchMax {
+			break
+		}
+		n++
+	}
+	b := appendBatchHeader(make([]byte, 0, size), c.proposer, c.sequence+1)
+	for _, p := range c.proposals[:n] {
+		b = appendCommand(b, p.command)
+	}
+	return n, &pb.Entry{Data: b}, nil
+}
+
+// apply finds the callers of the entries that m asks to apply.
+func (c *core) apply(m *pb.Message) apply {
+	a := apply{message: m, callers: make([][]proposal, len(m.Entries))}
+	for i, e := range m.Entries {
+		c.repropose(e.GetTerm())
+		if proposer, sequence, ok := entryOrigin(e); ok && proposer == c.proposer {
+			a.callers[i] = c.take(sequence)
+		}
+		if e.GetType() == pb.EntryConfChange {
+			a.change = e.GetIndex()
+		}
+	}
+	return a
+}
+
+// repropose puts the batches of terms before the given one, of which an entry is
+// committed, back in front of what waits: they are not in the log and never will be.
+func (c *core) repropose(term uint64) {
+	n := 0
+	var again []proposal
+	for ; n < len(c.inflight) && c.inflight[n].term < term; n++ {
+		again = append(again, c.inflight[n].callers...)
+	}
+	if n > 0 {
+		c.inflight = slices.Delete(c.inflight, 0, n)
+		c.proposals = append(again, c.proposals...)
+	}
+}
+
+// forget fails all batches, because the state of a snapshot takes the place of
+// entries: which of them it has cannot be seen here. What comes of them is not
+// looked for any more, and batches are numbered anew, as of another origin: none
+// is kept to be sent again that would never come by.
+func (c *core) forget() {
+	for i := range c.inflight {
+		c.giveUp(&c.inflight[i])
+	}
+	c.inflight = nil
+	c.proposer++ // of 64 random bits
+	c.numbered = 0
+}
+
+// giveUp fails the callers of a batch, which may still take effect.
+func (c *core) giveUp(b *batch) {
+	for _, p := range b.callers {
+		c.failProposal(p, ErrTimeout)
+	}
+	b.callers = nil
+}
+
+// dropGivenUp forgets batches without callers, but for those that were sent to a
+// leader: it takes none of a later number before it has them.
+func (c *core) dropGivenUp() {
+	c.inflight = slices.DeleteFunc(c.inflight, func(b batch) bool { return b.callers == nil && b.number == 0 })
+}
+
+// take returns and forgets the callers of a batch.
+func (c *core) take(sequence uint64) []proposal {
+	// Batches are applied in the order of their making, but for those that were
+	// lost on their way to the leader: what is looked for stands in front.
+	for i, b := range c.inflight {
+		if b.sequence == sequence {
+			// Of those that were sent in this term before it, and given up, none is still to come.
+			from := i
+			for from > 0 && c.inflight[from-1].term == b.term && c.inflight[from-1].callers == nil {
+				from--
+			}
+			c.inflight = slices.Delete(c.inflight, from, i+1)
+			return b.callers
+		}
+	}
+	return nil
+}
+
+func (c *core) failProposal(p proposal, err error) {
+	c.failed++
+	c.failures = append(c.failures, func() { p.done(machine.Result{Err: err}) })
+}

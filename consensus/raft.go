@@ -1,0 +1,81 @@
+package consensus
+
+import (
+	"errors"
+	"fmt"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/wal"
+)
+
+// raftLogger passes raft's lines to zap. What raft holds for information is for
+// debugging: with asynchronous writes it says something about each of them.
+type raftLogger struct{ *zap.SugaredLogger }
+
+func (l raftLogger) Info(v ...any)                 { l.Debug(v...) }
+func (l raftLogger) Infof(format string, v ...any) { l.Debugf(format, v...) }
+
+func (l raftLogger) Warning(v ...any)                 { l.Warn(v...) }
+func (l raftLogger) Warningf(format string, v ...any) { l.Warnf(format, v...) }
+
+// storage is the log as raft reads it. Raft panics when a read fails; guard makes
+// an error of that. Owned by the goroutine that owns the core.
+type storage struct {
+	*wal.Log
+	failed   error // the read that failed
+	snapshot func() (*pb.Snapshot, error)
+}
+
+// Snapshot implements raft.Storage.
+func (s *storage) Snapshot() (*pb.Snapshot, error) { return s.snapshot() }
+
+// Entries implements raft.Storage.
+func (s *storage) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
+	es, err := s.Log.Entries(lo, hi, maxSize)
+	if err != nil && !errors.Is(err, raft.ErrCompacted) && !errors.Is(err, raft.ErrUnavailable) {
+		s.failed = fmt.Errorf("consensus: read the log: %w", err)
+	}
+	return es, err
+}
+
+// guard runs f, which steps raft, and returns its error, or that of a read of
+// the log that made raft panic.
+func (s *storage) guard(f func() error) (err error) {
+	defer func() {
+		if s.failed == nil {
+			return // whatever else may panic is a defect
+		}
+		recover()
+		err = s.failed
+	}()
+	return f()
+}
+
+func newRaft(cfg *Config, log *storage, applied uint64) (*raft.RawNode, error) {
+	rn, err := raft.NewRawNode(&raft.Config{
+		ID:                        cfg.ID,
+		ElectionTick:              cfg.ElectionTicks,
+		HeartbeatTick:             1,
+		Storage:                   log,
+		Applied:                   applied,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             1 << 20,
+		MaxCommittedSizePerReady:  16 << 20,
+		MaxUncommittedEntriesSize: 1 << 30, // the queue of proposals is bounded before
+		MaxInflightMsgs:           256,
+		MaxInflightBytes:          64 << 20,
+		CheckQuorum:               true,
+		PreVote:                   cfg.PreVote,
+		ReadOnlyOption:            raft.ReadOnlySafe,
+		DisableProposalForwarding: true, // core does it, with the term
+		StepDownOnRemoval:         true,
+		Logger:                    raftLogger{cfg.Logger.Sugar()},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("consensus: %w", err)
+	}
+	return rn, nil
+}
