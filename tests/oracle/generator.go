@@ -21,6 +21,7 @@ type generator struct {
 	rev         int64          // current revision
 	compacted   int64          // last compacted revision
 	compactions map[int64]bool // all of them since the servers' start
+	refilled    map[int64]bool // revisions that may have deleted a key and put it again
 	leases      map[int64]int64
 	nextLease   int64
 }
@@ -31,6 +32,7 @@ func newGenerator(seed uint64) *generator {
 		rev:         1,
 		compacted:   -1,
 		compactions: map[int64]bool{},
+		refilled:    map[int64]bool{},
 		leases:      map[int64]int64{},
 	}
 	g.keys = pick(g, []int{6, 40, 40, 300, 2500})

@@ -235,7 +235,12 @@ func (r *runner) deleteRange(ctx context.Context) error {
 }
 
 func (r *runner) txn(ctx context.Context) error {
-	return r.send(ctx, r.gen.maybeThroughClient(txnCall(r.gen.safeTxnRequest())))
+	req := r.gen.safeTxnRequest()
+	err := r.send(ctx, r.gen.maybeThroughClient(txnCall(req)))
+	if deletesToEnd(req) {
+		r.gen.refilled[r.gen.rev] = true
+	}
+	return err
 }
 
 func (r *runner) hashKV(ctx context.Context) error {
