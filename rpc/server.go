@@ -136,7 +136,9 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	// Connections being classified. Guarded by mu.
 	pending          map[net.Conn]struct{}
-	started, stopped bool // guarded by mu
+	started, stopped bool               // guarded by mu
+	services         []service          // guarded by mu; fixed by Start
+	handlers         map[string]Handler // by full method; guarded by mu; fixed by Start
 	// stop is closed when stopped becomes true.
 	stop chan struct{}
 }
@@ -150,6 +152,7 @@ func NewServer(o Options) *Server {
 		httpConns: newHandoff("http"),
 		listeners: map[net.Listener]struct{}{},
 		pending:   map[net.Conn]struct{}{},
+		handlers:  map[string]Handler{},
 		stop:      make(chan struct{}),
 	}
 	s.native = grpc.NewServer(append(s.grpcOptions(), grpc.Creds(newHandshaken()))...)
@@ -173,15 +176,13 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
 		grpc.ConnectionTimeout(o.HandshakeTimeout),
 		grpc.WaitForHandlers(true),
+		grpc.ForceServerCodecV2(newCodec(o.Traffic)),
 	}
 	if o.UnaryInterceptor != nil {
 		opts = append(opts, grpc.UnaryInterceptor(o.UnaryInterceptor))
 	}
 	if o.StreamInterceptor != nil {
 		opts = append(opts, grpc.StreamInterceptor(o.StreamInterceptor))
-	}
-	if o.Traffic != nil {
-		opts = append(opts, grpc.ForceServerCodecV2(newMeteredCodec(o.Traffic)))
 	}
 	if o.KeepaliveMinTime > 0 {
 		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime}))
@@ -194,10 +195,31 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 	return opts
 }
 
+// service is a service that has been registered.
+type service struct {
+	desc *grpc.ServiceDesc
+	impl any
+}
+
 // RegisterService implements grpc.ServiceRegistrar. All services are registered before Start.
 func (s *Server) RegisterService(desc *grpc.ServiceDesc, impl any) {
-	s.native.RegisterService(desc, impl)
-	s.shared.RegisterService(desc, impl)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started {
+		panic("rpc: " + desc.ServiceName + " is registered after Start")
+	}
+	s.services = append(s.services, service{desc, impl})
+}
+
+// HandleUnary has h answer the calls of a unary method, /package.Service/Method, in place of the
+// registered service. It is called before Start.
+func (s *Server) HandleUnary(fullMethod string, h Handler) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started {
+		panic("rpc: a handler of " + fullMethod + " is set after Start")
+	}
+	s.handlers[fullMethod] = h
 }
 
 // Handle sets what answers requests that are not gRPC, in place of Options.HTTP: a handler may
@@ -212,6 +234,12 @@ func (s *Server) Start() {
 		return
 	}
 	s.started = true
+	checkHandlers(s.services, s.handlers)
+	for _, svc := range s.services {
+		desc := withHandlers(svc.desc, s.handlers)
+		s.native.RegisterService(desc, svc.impl)
+		s.shared.RegisterService(desc, svc.impl)
+	}
 	// Both end when Stop closes the handoffs and servers; Stop waits.
 	s.serving.Go(func() { _ = s.native.Serve(s.grpcConns) })
 	s.serving.Go(func() { _ = s.http.Serve(s.httpConns) })

@@ -1,0 +1,189 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+const checkMethod = "/grpc.health.v1.Health/Check"
+
+// appended is a message that says what it is asked to.
+type appended struct {
+	m   proto.Message
+	err error
+}
+
+func (a appended) AppendMessage(dst []byte) ([]byte, error) {
+	if a.err != nil {
+		return nil, a.err
+	}
+	return proto.MarshalOptions{}.MarshalAppend(dst, a.m)
+}
+
+var serving = appended{m: &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}}
+
+// callWith serves h in place of Check and calls it.
+func callWith(t *testing.T, o Options, h Handler, ctx context.Context, service string) (*healthpb.HealthCheckResponse, error) {
+	t.Helper()
+	f := newFixture(t, o)
+	f.HandleUnary(checkMethod, h)
+	c := dial(t, f.listen(t, Listener{}), insecure.NewCredentials())
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return c.Check(ctx, &healthpb.HealthCheckRequest{Service: service})
+}
+
+func TestHandlerAnswers(t *testing.T) {
+	later := make(chan *Call, 1)
+	for name, h := range map[string]Handler{
+		"now":      func(c *Call) { c.Reply(serving) },
+		"later":    func(c *Call) { later <- c; go func() { (<-later).Reply(serving) }() },
+		"with Go":  func(c *Call) { c.Go(func(context.Context) { c.Reply(serving) }) },
+		"with ctx": func(c *Call) { c.Go(func(ctx context.Context) { _ = ctx.Err(); c.Reply(serving) }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp, err := callWith(t, Options{}, h, t.Context(), "")
+			if err != nil || resp.Status != healthpb.HealthCheckResponse_SERVING {
+				t.Errorf("got %v, %v", resp, err)
+			}
+		})
+	}
+}
+
+func TestHandlerErrors(t *testing.T) {
+	for _, tt := range []struct {
+		answer func(*Call)
+		want   *status.Status
+	}{
+		{func(c *Call) { c.Fail(status.Error(codes.NotFound, "no such: ü%\n")) }, status.New(codes.NotFound, "no such: ü%\n")},
+		{func(c *Call) { c.Fail(errors.New("plain")) }, status.New(codes.Unknown, "plain")},
+		{func(c *Call) { c.Fail(fmt.Errorf("wrapped: %w", status.Error(codes.Aborted, "inner"))) },
+			status.New(codes.Aborted, "wrapped: rpc error: code = Aborted desc = inner")},
+		{func(c *Call) { c.Fail(context.DeadlineExceeded) }, status.New(codes.DeadlineExceeded, "context deadline exceeded")},
+		{func(c *Call) { c.Reply(appended{err: errors.New("cannot")}) },
+			status.New(codes.Internal, "grpc: error while marshaling: cannot")},
+		{func(c *Call) { c.Reply(appended{m: &healthpb.HealthCheckRequest{Service: "12345678"}}) },
+			status.New(codes.ResourceExhausted, "grpc: trying to send message larger than max (10 vs. 9)")},
+	} {
+		_, err := callWith(t, Options{MaxSendBytes: 9}, tt.answer, t.Context(), "")
+		if got := status.Convert(err); got.Code() != tt.want.Code() || got.Message() != tt.want.Message() {
+			t.Errorf("got %v, want %v", got, tt.want)
+		}
+	}
+}
+
+func TestHandlerSeesTheRequest(t *testing.T) {
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "key", "first", "key", "second", "raw-bin", "\x00\xff")
+	_, err := callWith(t, Options{}, func(c *Call) {
+		var in healthpb.HealthCheckRequest
+		if err := proto.Unmarshal(c.Request(), &in); err != nil || in.Service != "name" {
+			t.Errorf("request is %v, %v", &in, err)
+		}
+		for key, want := range map[string]string{"key": "first", "raw-bin": "\x00\xff", "none": ""} {
+			if got, ok := c.Metadata(key); got != want || ok != (want != "") {
+				t.Errorf("metadata %s is %q, %t", key, got, ok)
+			}
+		}
+		ctx := c.Context()
+		md, _ := metadata.FromIncomingContext(ctx)
+		if got := md["key"]; len(got) != 2 || got[1] != "second" {
+			t.Errorf("metadata is %v", md)
+		}
+		p, ok := peer.FromContext(ctx)
+		if !ok || p.Addr.String() != c.RemoteAddr().String() {
+			t.Errorf("peer is %v, remote address %v", p, c.RemoteAddr())
+		}
+		at, ok := c.Deadline()
+		if left := time.Until(at); !ok || left <= 0 || left > 10*time.Second {
+			t.Errorf("deadline is in %v, %t", left, ok)
+		}
+		if inCtx, _ := ctx.Deadline(); inCtx.Sub(at).Abs() > time.Second {
+			t.Errorf("deadline is %v, in the context %v", at, inCtx)
+		}
+		c.Reply(serving)
+	}, ctx, "name")
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHandlerContextEndsWithTheCall(t *testing.T) {
+	var kept context.Context
+	_, err := callWith(t, Options{}, func(c *Call) {
+		kept = c.Context()
+		c.Reply(serving)
+	}, t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-kept.Done()
+}
+
+func TestHandlerContextEndsWithTheClient(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	_, err := callWith(t, Options{}, func(c *Call) {
+		c.Go(func(ctx context.Context) {
+			cancel()
+			<-ctx.Done()
+			ended <- ctx.Err()
+			c.Reply(serving)
+		})
+	}, ctx, "")
+	if status.Code(err) != codes.Canceled {
+		t.Errorf("the client got %v", err)
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the handler got %v", err)
+	}
+}
+
+func TestAppenderOnAStream(t *testing.T) {
+	s := NewServer(Options{})
+	s.RegisterService(&grpc.ServiceDesc{
+		ServiceName: "test", HandlerType: (*any)(nil),
+		Streams: []grpc.StreamDesc{{StreamName: "Two", ServerStreams: true, Handler: func(_ any, stream grpc.ServerStream) error {
+			return errors.Join(stream.SendMsg(serving), stream.SendMsg(serving))
+		}}},
+	}, struct{}{})
+	f := &fixture{Server: s}
+	cc, err := grpc.NewClient(f.listen(t, Listener{}), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	stream, err := cc.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, "/test/Two")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		var got healthpb.HealthCheckResponse
+		if err := stream.RecvMsg(&got); err != nil || got.Status != healthpb.HealthCheckResponse_SERVING {
+			t.Fatalf("received %v, %v", &got, err)
+		}
+	}
+}
+
+func TestHandlerOfAnUnknownMethod(t *testing.T) {
+	f := newFixture(t, Options{})
+	f.HandleUnary("/grpc.health.v1.Health/Watch", func(*Call) {}) // not unary
+	defer func() {
+		if recover() == nil {
+			t.Error("Start accepted it")
+		}
+		f.handlers = nil
+	}()
+	f.Start()
+}
