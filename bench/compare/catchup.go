@@ -18,10 +18,21 @@ const (
 	putConns       = 8
 	// catchUpTimeout is far beyond what any disk takes for what may be written.
 	catchUpTimeout = 30 * time.Minute
+	// A server has settled when its files have kept their size for settledAfter; at settleTimeout it is taken as it is.
+	settledAfter  = 3 * time.Second
+	settleTimeout = time.Minute
+)
+
+// The states of the cluster in a round, in their order.
+const (
+	allUp    = "all members up"
+	oneDown  = "one of three members down"
+	catching = "it catches up"
 )
 
 // catchUp measures a cluster's puts while a member that was down gets what it has missed, which is more than the log is
-// kept for. The puts are due at a fixed rate and go to the leader.
+// kept for. The puts are due at a fixed rate and go to the leader. All rounds are of one cluster, whose data has the same
+// size in every state: what a round writes replaces what the one before wrote.
 type catchUp struct {
 	settings settings
 	side     side
@@ -29,15 +40,19 @@ type catchUp struct {
 	progress io.Writer
 }
 
-// caughtUp is what a catch-up measured; as JSON it lies beside the page.
+// caughtUp is what the rounds measured; as JSON it lies beside the page.
 type caughtUp struct {
-	Name        string      `json:"name"`
-	Environment environment `json:"environment"`
-	Bytes       int64       `json:"bytes"`            // of values that the member had missed
-	FillSeconds float64     `json:"fill_seconds"`     // that it took to write them
-	Seconds     float64     `json:"catch_up_seconds"` // from the start of the member's process until it had applied all
-	Rate        float64     `json:"rate"`
-	Phases      []phase     `json:"phases"`
+	Name        string         `json:"name"`
+	Environment environment    `json:"environment"`
+	Bytes       int64          `json:"bytes"` // of values that the member misses in a round
+	Rate        float64        `json:"rate"`
+	Rounds      []catchUpRound `json:"rounds"`
+}
+
+type catchUpRound struct {
+	FillSeconds float64 `json:"fill_seconds"`     // that it took to write what the member missed
+	Seconds     float64 `json:"catch_up_seconds"` // from the start of the member's process until it had applied all
+	Phases      []phase `json:"phases"`           // in the order of the states
 }
 
 // phase is the load of puts in one of the states of the cluster.
@@ -50,49 +65,73 @@ func (c catchUp) say(format string, args ...any) { fmt.Fprintf(c.progress, forma
 
 func (c catchUp) run(ctx context.Context, env environment) (res *caughtUp, failure error) {
 	count := max(1, int64(c.settings.gigabytes*1e9/fillValueBytes))
-	res = &caughtUp{Name: c.settings.section().name, Environment: env, Bytes: count * fillValueBytes, Rate: c.settings.rate}
-	quota := fmt.Sprintf("--quota-backend-bytes=%d", 4*res.Bytes+4<<30)
-	v, err := start(ctx, c.side, c.work, 3, quota)
+	res = &caughtUp{Name: catchUpSection.name, Environment: env, Bytes: count * fillValueBytes, Rate: c.settings.rate}
+	// Two versions of the data at a time, and what is not yet given back.
+	quota := fmt.Sprintf("--quota-backend-bytes=%d", 8*res.Bytes+4<<30)
+	v, err := start(ctx, c.side, c.work, serverOptions{members: 3, flags: []string{quota}})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { failure = errors.Join(failure, v.stop()) }()
 
-	late := v.members[2]
-	if err := late.end(); err != nil {
-		return nil, err
+	c.say("writing %d values of %d bytes", count, fillValueBytes)
+	if _, err := c.fill(ctx, v, count, 0); err != nil {
+		return nil, fmt.Errorf("writing the first data: %w\n%s", err, v.logTail())
 	}
-	c.say("writing %d values of %d bytes, with one of three members down", count, fillValueBytes)
-	if res.FillSeconds, err = c.fill(ctx, v, count); err != nil {
-		return nil, fmt.Errorf("writing what the member will have missed: %w\n%s", err, v.logTail())
-	}
-	for _, step := range []struct {
-		state string
-		until func(context.Context) error // nil: the settings' duration
-	}{
-		{"one of three members down", nil},
-		{"it catches up", func(ctx context.Context) (err error) {
-			res.Seconds, err = c.bringBack(ctx, v, late)
-			return err
-		}},
-		{"all members up", nil},
-	} {
-		report, err := c.puts(ctx, v, step.until)
+	for n := range c.settings.rounds {
+		c.say("round %d of %d", n+1, c.settings.rounds)
+		round, err := c.round(ctx, v, count, n+1)
 		if err == nil {
 			err = ctx.Err() // an interrupt ends a load as if that were its end
 		}
 		if err != nil {
-			return nil, fmt.Errorf("puts while %s: %w\n%s", step.state, err, v.logTail())
+			return nil, fmt.Errorf("round %d: %w\n%s", n+1, err, v.logTail())
 		}
-		res.Phases = append(res.Phases, phase{State: step.state, Puts: report})
-		c.say("%-28s p50 %s  p99 %s", step.state, millis(report.Latency.P50US), millis(report.Latency.P99US))
+		res.Rounds = append(res.Rounds, round)
 	}
 	return res, nil
 }
 
-// fill writes so many values, each under a key of its own.
-func (c catchUp) fill(ctx context.Context, v *server, count int64) (seconds float64, err error) {
-	load, err := bench.NewPut(bench.Data{Prefix: "fill/", Keys: int(count), KeySize: 24, ValueSize: fillValueBytes, Sequential: true, Seed: 2})
+// round measures the puts in each state of the cluster once.
+func (c catchUp) round(ctx context.Context, v *server, count int64, number int) (r catchUpRound, err error) {
+	late := v.members[2]
+	measure := func(state string, until func(context.Context) error) error {
+		report, err := c.puts(ctx, v, until)
+		if err != nil {
+			return fmt.Errorf("puts while %s: %w", state, err)
+		}
+		r.Phases = append(r.Phases, phase{State: state, Puts: report})
+		c.say("%-28s p50 %s  p99 %s", state, millis(report.Latency.P50US), millis(report.Latency.P99US))
+		return nil
+	}
+	if err := measure(allUp, nil); err != nil {
+		return r, err
+	}
+	if err := late.end(); err != nil {
+		return r, err
+	}
+	if r.FillSeconds, err = c.fill(ctx, v, count, number); err != nil {
+		return r, fmt.Errorf("writing what the member will have missed: %w", err)
+	}
+	if err := measure(oneDown, nil); err != nil {
+		return r, err
+	}
+	err = measure(catching, func(ctx context.Context) (err error) {
+		r.Seconds, err = c.bringBack(ctx, v, late)
+		return err
+	})
+	if err == nil {
+		err = v.settle(ctx)
+	}
+	return r, err
+}
+
+// fill writes so many values, each under a key of its own, discards those that an earlier call wrote, and waits until the
+// server is at rest.
+func (c catchUp) fill(ctx context.Context, v *server, count int64, number int) (seconds float64, err error) {
+	load, err := bench.NewPut(bench.Data{
+		Prefix: "fill/", Keys: int(count), KeySize: 24, ValueSize: fillValueBytes, Sequential: true, Seed: uint64(2 + number),
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -103,7 +142,10 @@ func (c catchUp) fill(ctx context.Context, v *server, count int64) (seconds floa
 	if report.Succeeded < count {
 		return 0, fmt.Errorf("only %d of %d values were written", report.Succeeded, count)
 	}
-	return report.Seconds, nil
+	if err := v.compact(ctx); err != nil {
+		return 0, fmt.Errorf("discarding old values: %w", err)
+	}
+	return tenths(report.Seconds), v.settle(ctx)
 }
 
 // puts measures puts at the fixed rate: for as long as until takes, or for the settings' duration.
@@ -166,16 +208,56 @@ func (c catchUp) bringBack(ctx context.Context, v *server, late *member) (second
 	return tenths(time.Since(began).Seconds()), err
 }
 
+// median is the median over the rounds of a number of a state.
+func (r *caughtUp) median(state string, of func(*bench.Report) float64) float64 {
+	var all []float64
+	for _, round := range r.Rounds {
+		all = append(all, of(round.puts(state)))
+	}
+	return median(all)
+}
+
+// times is the median over the rounds of how many times that of a round with all members up a number of a state is.
+func (r *caughtUp) times(state string, of func(*bench.Report) float64) float64 {
+	var all []float64
+	for _, round := range r.Rounds {
+		if with := of(round.puts(allUp)); with > 0 {
+			all = append(all, of(round.puts(state))/with)
+		}
+	}
+	return median(all)
+}
+
+// puts is the report of a state; every complete round has one.
+func (r catchUpRound) puts(state string) *bench.Report {
+	for _, p := range r.Phases {
+		if p.State == state {
+			return p.Puts
+		}
+	}
+	return &bench.Report{}
+}
+
 func (r *caughtUp) markdown() string {
+	var fill, back []float64
+	for _, round := range r.Rounds {
+		fill, back = append(fill, round.FillSeconds), append(back, round.Seconds)
+	}
 	var b strings.Builder
 	b.WriteString(r.Environment.markdown())
-	fmt.Fprintf(&b, "\nOne of three members of Coterie missed %.1f GB, written in %.0f s. It had them %.1f s after its start. "+
-		"Meanwhile %g puts/s were due at the leader:\n\n", float64(r.Bytes)/1e9, r.FillSeconds, r.Seconds, r.Rate)
-	b.WriteString("| state | puts | p50 | p99 | p99.9 | longest |\n|---|--:|--:|--:|--:|--:|\n")
-	for _, p := range r.Phases {
-		l := p.Puts.Latency
-		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %s |\n", p.State, p.Puts.Succeeded,
-			millis(l.P50US), millis(l.P99US), millis(l.P999US), millis(l.MaxUS))
+	fmt.Fprintf(&b, "\nIn each of %d rounds, one of three members of Coterie missed %.1f GB, written in %.0f s, and had them %.1f s after its start. "+
+		"In each state %g puts/s were due at the leader. All numbers are medians of the rounds; the last column compares the p99 with that of the same round with all members up.\n\n",
+		len(r.Rounds), float64(r.Bytes)/1e9, median(fill), median(back), r.Rate)
+	b.WriteString("| state | puts | p50 | p99 | p99.9 | longest | p99 ÷ all up |\n|---|--:|--:|--:|--:|--:|--:|\n")
+	for _, state := range []string{allUp, oneDown, catching} {
+		m := func(of func(bench.Latency) float64) string {
+			return millis(r.median(state, func(r *bench.Report) float64 { return of(r.Latency) }))
+		}
+		fmt.Fprintf(&b, "| %s | %.0f | %s | %s | %s | %s | **%.2f** |\n", state,
+			r.median(state, func(r *bench.Report) float64 { return float64(r.Succeeded) }),
+			m(func(l bench.Latency) float64 { return l.P50US }), m(p99OfLatency),
+			m(func(l bench.Latency) float64 { return l.P999US }), m(func(l bench.Latency) float64 { return l.MaxUS }),
+			r.times(state, func(r *bench.Report) float64 { return p99OfLatency(r.Latency) }))
 	}
 	if err := r.failures(); err != nil {
 		fmt.Fprintf(&b, "\nNot to be trusted, because requests failed:\n\n```\n%v\n```\n", err)
@@ -183,12 +265,16 @@ func (r *caughtUp) markdown() string {
 	return b.String()
 }
 
+func p99OfLatency(l bench.Latency) float64 { return l.P99US }
+
 // failures is an error when puts failed, or were due and not sent.
 func (r *caughtUp) failures() error {
 	var errs []error
-	for _, p := range r.Phases {
-		if n := p.Puts.Failed + p.Puts.Abandoned + unsent(p.Puts); n > 0 {
-			errs = append(errs, fmt.Errorf("%s: %d puts failed, were not answered or not sent", p.State, n))
+	for i, round := range r.Rounds {
+		for _, p := range round.Phases {
+			if n := p.Puts.Failed + p.Puts.Abandoned + unsent(p.Puts); n > 0 {
+				errs = append(errs, fmt.Errorf("round %d, %s: %d puts failed, were not answered or not sent", i+1, p.State, n))
+			}
 		}
 	}
 	return errors.Join(errs...)

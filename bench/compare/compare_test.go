@@ -136,10 +136,21 @@ func TestRowsOfThreeMembers(t *testing.T) {
 }
 
 func TestCatchUpMarkdown(t *testing.T) {
-	r := &caughtUp{Bytes: 2e9, FillSeconds: 31, Seconds: 12.3, Rate: 1000, Phases: []phase{
-		{State: "one of three members down", Puts: &bench.Report{Succeeded: 1500, Latency: bench.Latency{P50US: 400, P99US: 2000, P999US: 3000, MaxUS: 4000}}},
-		{State: "it catches up", Puts: &bench.Report{Succeeded: 12_300, Unsent: 2, Failed: 1, Latency: bench.Latency{P50US: 500, P99US: 2500, P999US: 5000, MaxUS: 9000}}},
-	}}
+	r := &caughtUp{Bytes: 2e9, Rate: 1000}
+	for n := range 3 { // the medians are those of the second round; the ratio's is that of the third
+		puts := func(p99 float64) *bench.Report {
+			l := bench.Latency{P50US: p99 / 5, P99US: p99, P999US: 2 * p99, MaxUS: 3 * p99}
+			return &bench.Report{Succeeded: int64(1000 * (n + 1)), Latency: l}
+		}
+		ms := float64(1000 * (n + 1))
+		r.Rounds = append(r.Rounds, catchUpRound{FillSeconds: float64(30 + n), Seconds: float64(12 + n), Phases: []phase{
+			{allUp, puts(ms)}, {oneDown, puts(1.5 * ms)}, {catching, puts([]float64{9000, 4000, 9000}[n])},
+		}})
+	}
+	if err := r.failures(); err != nil {
+		t.Error(err)
+	}
+	r.Rounds[1].Phases[2].Puts.Failed, r.Rounds[1].Phases[2].Puts.Unsent = 1, 2
 	golden(t, "catchup.md", r.markdown())
 }
 
@@ -187,7 +198,7 @@ func TestBadArguments(t *testing.T) {
 
 func TestServerThatDoesNotStart(t *testing.T) {
 	bad := side{name: "broken", binary: "/bin/sh", command: []string{"-c", "echo no reason given >&2; exit 3"}}
-	_, err := start(t.Context(), bad, t.TempDir(), 1)
+	_, err := start(t.Context(), bad, t.TempDir(), serverOptions{members: 1})
 	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "no reason given") {
 		t.Errorf("starting it says %v", err)
 	}

@@ -71,7 +71,7 @@ func parse(args []string) (settings, error) {
 	f.StringVar(&s.etcd, "etcd", "", "binary to compare with (built if not given)")
 	f.StringVar(&s.coterie, "coterie", "", "binary to compare (built if not given); one called etcd* is started as etcd is")
 	f.BoolVar(&s.catchUp, "catch-up", false, "measure instead what a cluster of Coterie's does while a member that was down catches up")
-	f.Float64Var(&s.gigabytes, "gigabytes", 2, "with --catch-up: what is written while the member is down, in units of 1,000,000,000 bytes")
+	f.Float64Var(&s.gigabytes, "gigabytes", 2, "with --catch-up: what is written while the member is down in each round, in units of 1,000,000,000 bytes")
 	f.Float64Var(&s.rate, "rate", 1000, "with --catch-up: puts per second, at a fixed rate")
 	err := f.Parse(args)
 	switch {

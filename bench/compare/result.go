@@ -84,10 +84,15 @@ func (s samples) median(of func(sample) float64) float64 {
 	for i, x := range s {
 		values[i] = of(x)
 	}
-	slices.Sort(values)
+	return median(values)
+}
+
+// median is 0 for no values.
+func median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
 	}
+	values = slices.Sorted(slices.Values(values))
 	mid := len(values) / 2
 	if len(values)%2 == 0 {
 		return (values[mid-1] + values[mid]) / 2

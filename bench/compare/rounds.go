@@ -36,7 +36,7 @@ func (c comparison) round(ctx context.Context, round int, res *result) (failure 
 	var servers [2]*server
 	var filled [2]bool
 	for i, s := range c.sides {
-		v, err := start(ctx, s, c.work, c.settings.members)
+		v, err := start(ctx, s, c.work, serverOptions{members: c.settings.members})
 		if err != nil {
 			return err
 		}

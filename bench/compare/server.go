@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -116,8 +117,15 @@ type member struct {
 	exitErr error         // readable then
 }
 
-// start starts a side of so many members on empty data directories and waits until all of them answer.
-func start(ctx context.Context, s side, work string, size int, flags ...string) (*server, error) {
+// serverOptions say how a side is started.
+type serverOptions struct {
+	members int
+	flags   []string // besides names, addresses and directories
+}
+
+// start starts a side on empty data directories and waits until all of its members answer.
+func start(ctx context.Context, s side, work string, o serverOptions) (*server, error) {
+	size := o.members
 	dir, err := os.MkdirTemp(work, strings.ToLower(s.name)+"-")
 	if err != nil {
 		return nil, err
@@ -132,7 +140,7 @@ func start(ctx context.Context, s side, work string, size int, flags ...string) 
 		initial = append(initial, fmt.Sprintf("compare%d=http://%s", i, ports[size+i]))
 	}
 	for i := range size {
-		v.members = append(v.members, newMember(s, dir, i, ports[i], ports[size+i], append(flags, "--initial-cluster="+strings.Join(initial, ","))))
+		v.members = append(v.members, newMember(s, dir, i, ports[i], ports[size+i], append(slices.Clone(o.flags), "--initial-cluster="+strings.Join(initial, ","))))
 	}
 	for _, m := range v.members {
 		if err := m.launch(); err != nil {
