@@ -29,12 +29,15 @@ var mayImport = map[string][]string{
 	"storage/etcdfile": {},
 	"storage/etcdlog":  {},
 
+	// The form of messages.
+	"wire": {},
+
 	// What is applied. The log is not its business: it is given commands.
-	"machine":       {"machine/*", "storage/engine", "storage/etcdfile"},
+	"machine":       {"machine/*", "storage/engine", "storage/etcdfile", "wire"},
 	"machine/auth":  {"storage/engine"},
 	"machine/lease": {"storage/engine"},
-	"machine/mvcc":  {"storage/engine", "machine/lease"},
-	"machine/watch": {"machine/mvcc"},
+	"machine/mvcc":  {"storage/engine", "machine/lease", "wire"},
+	"machine/watch": {"machine/mvcc", "wire"},
 
 	// How members agree. It moves bytes and knows nothing of keys, so it sees the machine but none of its parts.
 	"consensus": {"machine", "storage/wal"},
@@ -49,7 +52,7 @@ var mayImport = map[string][]string{
 	"guard": {},
 
 	// How whole states come from etcd and go there. Where a member keeps its data is the root's to say.
-	"recovery": {"machine", "machine/*", "storage/*"},
+	"recovery": {"machine", "machine/*", "storage/*", "wire"},
 
 	// The leader's clock and habits. They propose through functions that they are given.
 	"lessor":    {"machine/lease"},
@@ -57,11 +60,11 @@ var mayImport = map[string][]string{
 
 	// The way in. rpc knows no service; api has no state.
 	"rpc":         {},
-	"api":         {"rpc", "consensus", "lessor", "machine", "machine/*"},
+	"api":         {"rpc", "consensus", "lessor", "machine", "machine/*", "wire"},
 	"api/httpapi": {"api", "rpc"},
 
 	// All wiring. Nothing below imports it.
-	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "rpc", "storage/*"},
+	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "rpc", "storage/*", "wire"},
 
 	// Programs. The load generator talks to any server that speaks etcd's API, so it knows none.
 	"bench":         {},

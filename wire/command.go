@@ -1,0 +1,163 @@
+package wire
+
+import (
+	"unicode/utf8"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// headerTag is the tag of a command's header, field 100: the only field of those
+// known here whose tag is longer than a byte.
+const headerTag = 100<<3 | uint64(length)
+
+const (
+	headerTag0 = byte(headerTag&0x7f | 0x80)
+	headerTag1 = byte(headerTag >> 7)
+)
+
+// A Decoder decodes commands into messages that it uses again. The zero value is
+// ready to use, by one goroutine at a time.
+type Decoder struct {
+	request pb.InternalRaftRequest
+	parts   parts
+}
+
+// Command returns the command that b encodes. It is valid until the next call,
+// and as long as b does not change.
+func (d *Decoder) Command(b []byte) (*pb.InternalRaftRequest, error) {
+	if !decodeCommand(b, &d.request, &d.parts) {
+		// The official codec makes new messages: the parts stay.
+		if err := officially(b, &d.request); err != nil {
+			return nil, err
+		}
+	}
+	return &d.request, nil
+}
+
+// parts are the messages that commands consist of, each nil until it is needed.
+type parts struct {
+	header      *pb.RequestHeader
+	rang        *pb.RangeRequest
+	put         *pb.PutRequest
+	deleteRange *pb.DeleteRangeRequest
+	txn         *pb.TxnRequest
+	compaction  *pb.CompactionRequest
+	grant       *pb.LeaseGrantRequest
+	revoke      *pb.LeaseRevokeRequest
+	checkpoint  *pb.LeaseCheckpointRequest
+}
+
+// from takes the parts of a command that is not needed any more.
+func (p *parts) from(m *pb.InternalRaftRequest) {
+	*p = parts{
+		header: m.Header, rang: m.Range, put: m.Put, deleteRange: m.DeleteRange, txn: m.Txn,
+		compaction: m.Compaction, grant: m.LeaseGrant, revoke: m.LeaseRevoke, checkpoint: m.LeaseCheckpoint,
+	}
+}
+
+func decodeCommand(b []byte, m *pb.InternalRaftRequest, p *parts) bool {
+	m.Reset()
+	i := 0
+	for uint(i) < uint(len(b)) {
+		tag := b[i]
+		i++
+		if tag == 1<<3|varint {
+			var id int64
+			id, i = intAt(b, i)
+			m.ID = uint64(id)
+			continue
+		}
+		if tag == headerTag0 {
+			if i == len(b) || b[i] != headerTag1 {
+				return false
+			}
+			i++
+		}
+		var in []byte
+		in, i = bytesAt(b, i)
+		if i < 0 || !decodePart(tag, in, m, p) {
+			return false
+		}
+	}
+	return i == len(b)
+}
+
+// decodePart decodes a message of a command. One that comes twice is merged, and
+// not by this function.
+func decodePart(tag byte, b []byte, m *pb.InternalRaftRequest, p *parts) bool {
+	switch {
+	case tag == 3<<3|length && m.Range == nil:
+		p.rang = filled(p.rang)
+		m.Range = p.rang
+		return decodeRange(b, m.Range)
+	case tag == 4<<3|length && m.Put == nil:
+		p.put = filled(p.put)
+		m.Put = p.put
+		return decodePut(b, m.Put)
+	case tag == 5<<3|length && m.DeleteRange == nil:
+		p.deleteRange = filled(p.deleteRange)
+		m.DeleteRange = p.deleteRange
+		return decodeDeleteRange(b, m.DeleteRange)
+	case tag == 6<<3|length && m.Txn == nil:
+		p.txn = filled(p.txn)
+		m.Txn = p.txn
+		return decodeTxn(b, m.Txn, maxDepth)
+	case tag == 7<<3|length && m.Compaction == nil:
+		p.compaction = filled(p.compaction)
+		m.Compaction = p.compaction
+		return decodeCompaction(b, m.Compaction)
+	case tag == 8<<3|length && m.LeaseGrant == nil:
+		p.grant = filled(p.grant)
+		m.LeaseGrant = p.grant
+		return decodeLeaseGrant(b, m.LeaseGrant)
+	case tag == 9<<3|length && m.LeaseRevoke == nil:
+		p.revoke = filled(p.revoke)
+		m.LeaseRevoke = p.revoke
+		return decodeLeaseRevoke(b, m.LeaseRevoke)
+	case tag == 11<<3|length && m.LeaseCheckpoint == nil:
+		p.checkpoint = filled(p.checkpoint)
+		m.LeaseCheckpoint = p.checkpoint
+		return decodeLeaseCheckpoints(b, m.LeaseCheckpoint)
+	case tag == headerTag0 && m.Header == nil:
+		p.header = filled(p.header)
+		m.Header = p.header
+		return decodeRequestHeader(b, m.Header)
+	}
+	return false
+}
+
+func decodeRequestHeader(b []byte, m *pb.RequestHeader) bool {
+	m.Reset()
+	i := 0
+	for uint(i) < uint(len(b)) {
+		tag := b[i]
+		i++
+		switch tag {
+		case 1<<3 | varint:
+			m.ID, i = varintAt(b, i)
+		case 2<<3 | length:
+			var name []byte
+			name, i = bytesAt(b, i)
+			if !utf8.Valid(name) {
+				return false
+			}
+			m.Username = string(name)
+		case 3<<3 | varint:
+			m.AuthRevision, i = varintAt(b, i)
+		default:
+			return false
+		}
+	}
+	return i == len(b)
+}
+
+// AppendCommand appends the command whose only request is field, encoded as it
+// came from a client. The header may be nil. The result is the official encoding
+// of the command if raw is that of the request; otherwise it means the same.
+// Nobody decodes raw here: it must be known that it can be.
+func AppendCommand(dst []byte, header *pb.RequestHeader, field protowire.Number, raw []byte) []byte {
+	dst = protowire.AppendTag(dst, field, protowire.BytesType)
+	dst = protowire.AppendBytes(dst, raw)
+	return appendHeaderField(dst, header)
+}
