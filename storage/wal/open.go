@@ -1,8 +1,6 @@
 package wal
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -94,8 +92,9 @@ func Open(o Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	var w window
 	for i, name := range names {
-		if err := l.replay(name, i == len(names)-1); err != nil {
+		if err := l.replay(&w, name, i == len(names)-1); err != nil {
 			return nil, err
 		}
 	}
@@ -127,99 +126,6 @@ func (l *Log) splitAtReset(names []string) (superseded, live []string, err error
 	return nil, names, nil
 }
 
-// replay reads one segment into memory, and opens the last one for writing.
-func (l *Log) replay(name string, last bool) error {
-	path := l.o.FS.PathJoin(l.o.Dir, name)
-	sequence, _ := parseSegmentName(name)
-	b, err := readFile(l.o.FS, path)
-	if err != nil {
-		return fmt.Errorf("wal: %w", err)
-	}
-	s, err := decodeHeader(&l.o, path, sequence, b)
-	if err != nil {
-		return err
-	}
-	if n := len(l.mu.segments); n > 0 {
-		before := l.mu.segments[n-1]
-		if before.sequence+1 != sequence {
-			return &DamageError{path, 0, fmt.Sprintf("the segment before it, %s, is missing", segmentName(sequence-1))}
-		}
-		if s.first != l.frame+1 {
-			return &DamageError{before.path, before.size.Load(), fmt.Sprintf("frames %d to %d are missing", l.frame+1, s.first-1)}
-		}
-	} else {
-		l.frame = s.first - 1
-	}
-	first := len(l.mu.segments) == 0
-	l.mu.segments = append(l.mu.segments, s)
-
-	end, start := int64(segmentHeaderLen), int64(segmentHeaderLen) // of the last frame
-	for {
-		payload, n, err := parseFrame(b[end:], s.salt, l.frame+1)
-		if err != nil {
-			break
-		}
-		if err := l.replayFrame(s, first && l.frame+1 == s.first, payload, locate(s, end, n)); err != nil {
-			return &DamageError{path, end, err.Error()}
-		}
-		l.frame++
-		start, end = end, end+int64(n)
-	}
-	if l.frame < s.first {
-		return &DamageError{path, segmentHeaderLen, "its first frame is not valid"}
-	}
-	s.size.Store(end)
-	l.mu.size += end
-	if !last {
-		return nil
-	}
-	tail := b[end:]
-	if at := findFrame(tail, s.salt, l.frame+1); at >= 0 {
-		return &DamageError{path, end, fmt.Sprintf("frame %d is not valid, but one written later is, at byte %d", l.frame+1, end+int64(at))}
-	}
-	f, err := l.o.FS.OpenReadWrite(s.path, writeCategory)
-	if err != nil {
-		return fmt.Errorf("wal: %w", err)
-	}
-	l.tail = &writer{segment: s, file: f, offset: end, zeroed: int64(len(b))}
-	l.remains = remains{offset: start, rewrite: slices.Clone(b[start:end]), torn: len(bytes.TrimRight(tail, "\x00"))}
-	return nil
-}
-
-// remains is what an opened log still has to do to its last segment.
-type remains struct {
-	offset  int64  // of the last frame
-	rewrite []byte // the last frame
-	torn    int    // bytes behind it that are not zeros
-	// superseded are the names of segments that a reset has left.
-	superseded []string
-}
-
-func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location) error {
-	return decodePayload(payload, func(r record) error {
-		switch {
-		case r.start != nil:
-			s.mark = *r.start
-			if initial {
-				l.mu.mark = *r.start
-			} else if r.start.index != l.lastIndexLocked() {
-				return fmt.Errorf("it begins after entry %d, the log before it ends with %d", r.start.index, l.lastIndexLocked())
-			}
-		case r.hardState != nil:
-			l.mu.hardState = r.hardState
-		case r.entry != nil:
-			l.lowerMark(r.entry)
-			if err := l.placeLocked(r.entry, loc); err != nil {
-				return err
-			}
-			// The cache must not hold on to the whole segment's bytes.
-			r.entry.Data = slices.Clone(r.entry.Data)
-			l.mu.cache.add(r.entry)
-		}
-		return nil
-	})
-}
-
 // lowerMark makes room for an entry at or below the mark of the first segment.
 // The log went further when the segment was begun; then entries that are gone
 // with the segments before were replaced by this one and those behind it.
@@ -241,22 +147,6 @@ func (l *Log) raiseMark() error {
 	}
 	l.giveUpLocked(given)
 	return nil
-}
-
-// findFrame looks for a valid frame with a number above the one given, at any
-// place where one can begin. A frame is written only when all before it are on
-// disk, so one that is valid after one that is not means damage, not a crash.
-func findFrame(b []byte, salt, above uint64) int {
-	for i := 0; i+frameHeaderLen <= len(b); i += frameAlign {
-		number := binary.LittleEndian.Uint64(b[i+8:])
-		if number <= above || number-above > uint64(len(b)) {
-			continue
-		}
-		if _, _, err := parseFrame(b[i:], salt, number); err == nil {
-			return i
-		}
-	}
-	return -1
 }
 
 // removeLeftovers deletes superseded segments, and those that a crash left

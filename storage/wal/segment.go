@@ -262,15 +262,6 @@ func decodeHeader(o *Options, path string, sequence uint64, b []byte) (*segment,
 	}, nil
 }
 
-func readFile(fs vfs.FS, path string) ([]byte, error) {
-	f, err := fs.Open(path, vfs.SequentialReadsOption)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(f)
-}
-
 // readHeader reads the header of the segment at path, or what there is of it.
 func readHeader(fs vfs.FS, path string) ([]byte, error) {
 	f, err := fs.Open(path)

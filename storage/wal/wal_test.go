@@ -650,3 +650,45 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+// TestReplayThroughAWindow: frames of any size are found wherever a window ends,
+// and so is damage to them.
+func TestReplayThroughAWindow(t *testing.T) {
+	fs := newFS(t)
+	o := options(fs)
+	o.SegmentBytes = 5 * windowBytes
+	l, err := Create(o, 1, 1)
+	must(t, err)
+	data := bytes.Repeat([]byte("0123456789abcdef"), 3*windowBytes/16)
+	index := uint64(1)
+	for _, n := range []int{10, windowBytes - 100, 3 * windowBytes, 5, windowBytes / 2, windowBytes / 2, 3*windowBytes - 7, 1, windowBytes, 9} {
+		index++
+		must(t, l.Append(nil, []*pb.Entry{entry(index, 1, fmt.Sprint(index)+string(data[:n]))}))
+	}
+	want := state(t, l)
+	must(t, l.Close())
+	reopen := func() error {
+		l, err := Open(o)
+		if err != nil {
+			return err
+		}
+		if got := state(t, l); got != want {
+			t.Fatalf("got %s, want %s", got, want)
+		}
+		return l.Close()
+	}
+	must(t, reopen())
+	names, err := segmentNames(fs, dir)
+	must(t, err)
+	name := names[0]
+	b := readAll(t, fs, name)
+	for at := len(b) / 8; at < len(b); at += len(b) / 4 {
+		damaged := bytes.Clone(b)
+		damaged[at] ^= 1
+		writeAll(t, fs, name, damaged)
+		var damage *DamageError
+		if err := reopen(); !errors.As(err, &damage) {
+			t.Errorf("damage at byte %d: %v", at, err)
+		}
+	}
+}
