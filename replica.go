@@ -178,7 +178,8 @@ func (r *replica) retire(g *generation) {
 }
 
 // close ends the current machine. Consensus has stopped. The engine is closed
-// after a flush, if flush says so, so that the next start replays nothing.
+// after a flush, if flush says so, so that the next start replays nothing and
+// reads little.
 func (r *replica) close(flush bool) error {
 	if r.current.Load() == nil {
 		return nil
@@ -186,10 +187,13 @@ func (r *replica) close(flush bool) error {
 	r.stop()
 	r.retired.Wait()
 	g := r.current.Load()
-	g.Close()
-	g.files.Lock()
 	var err error
 	if flush {
+		err = g.KV.SaveIndex()
+	}
+	g.Close()
+	g.files.Lock()
+	if flush && err == nil {
 		err = g.engine.Flush()
 	}
 	return errors.Join(err, g.engine.Close())

@@ -40,6 +40,9 @@ func ReadState(eng *engine.Engine) (State, error) {
 // returns what the copy includes, which is all that was applied before the call
 // and perhaps more. On an error the caller removes what is left in dir.
 func (m *Machine) Checkpoint(dir string) (State, error) {
+	if err := m.KV.SaveIndex(); err != nil { // for who opens the copy
+		return State{}, fmt.Errorf("machine: %w", err)
+	}
 	if err := m.engine.Checkpoint(dir); err != nil {
 		return State{}, fmt.Errorf("machine: %w", err)
 	}

@@ -10,7 +10,10 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/storage/engine"
 )
 
@@ -61,6 +64,28 @@ func TestCheckpointIsTheWholeState(t *testing.T) {
 	}
 	c.log = nil
 	c.apply(alarm(pb.AlarmRequest_DEACTIVATE, 6, pb.AlarmType_CORRUPT), put("its own", "1", 0))
+}
+
+// TestCheckpointHasAnImageOfTheIndex: who is sent it need not read all of it.
+func TestCheckpointHasAnImageOfTheIndex(t *testing.T) {
+	h := newHarness(t)
+	defer h.close()
+	var puts []*pb.InternalRaftRequest
+	for i := range 5000 {
+		puts = append(puts, put(fmt.Sprint(i), "v", 0))
+	}
+	h.apply(puts...)
+	_, err := h.Checkpoint("checkpoint")
+	must(t, err)
+	c := h.openCheckpoint("checkpoint")
+	c.Machine.Close()
+	core, logs := observer.New(zapcore.InfoLevel)
+	c.Machine, err = Open(Options{Engine: c.engine, KV: mvcc.Options{Logger: zap.New(core)}})
+	must(t, err)
+	defer c.close()
+	if n := logs.FilterField(zap.Int64("image-revision", h.KV.Revision())).Len(); n != 1 {
+		t.Errorf("it was not loaded from an image: %v", logs.All())
+	}
 }
 
 func TestCheckpointWhileEntriesAreApplied(t *testing.T) {

@@ -91,17 +91,30 @@ func BenchmarkRange(b *testing.B) {
 	}
 }
 
+// BenchmarkOpen loads a million keys: without an image of the index, with one, and
+// with one that lacks the last changes.
 func BenchmarkOpen(b *testing.B) {
 	h := filled(b, benchKeys)
-	if err := h.eng.Flush(); err != nil {
-		b.Fatal(err)
-	}
-	b.ResetTimer()
-	for range b.N {
-		s, err := Open(h.eng, nil, Options{})
-		if err != nil {
+	open := func(b *testing.B) {
+		if err := h.eng.Flush(); err != nil {
 			b.Fatal(err)
 		}
-		s.Close()
+		b.ResetTimer()
+		for range b.N {
+			s, err := Open(h.eng, nil, Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			s.Close()
+		}
 	}
+	b.Run("history", open)
+	if err := h.s.SaveIndex(); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("image", open)
+	for i := range 50_000 {
+		h.put(string(benchKey(nil, i*7919)), "changed")
+	}
+	b.Run("tail", open)
 }

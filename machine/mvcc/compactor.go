@@ -137,6 +137,9 @@ func (c *compactor) pass(from, to int64) (deleted int64, err error) {
 	// Readers whose view is below the floor start over on a newer one. There
 	// is one: to is published.
 	c.s.floor.Store(to)
+	if err := c.s.images.expire(to); err != nil {
+		return 0, err
+	}
 	next := appendRevisionKey(nil, max(from, 0), 0)
 	end := appendRevisionKey(nil, to+1, 0)
 	for {

@@ -1,11 +1,9 @@
 package mvcc
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -27,10 +25,12 @@ func (noLeases) Has(int64) bool       { return false }
 func (noLeases) Attach(int64, string) {}
 func (noLeases) Detach(int64, string) {}
 
-// Open loads the key space from eng: one scan of the history builds the index
-// and attaches keys to their leases. A physical compaction that was not
-// finished goes on in the background. A nil leases means that there are none.
+// Open loads the key space from eng: the index from its image and what was
+// changed since, or by a scan of the whole history, and attaches keys to their
+// leases. A physical compaction that was not finished goes on in the background.
+// A nil leases means that there are none.
 func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
+	start := time.Now()
 	o = o.withDefaults()
 	if leases == nil {
 		leases = noLeases{}
@@ -43,11 +43,8 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	rest := func() {}
-	if o.Gently {
-		rest = alternate(gentleWork)
-	}
-	if err := s.loadIndex(m.rev, rest); err != nil {
+	image, err := s.loadIndex(m, o.Gently)
+	if err != nil {
 		return nil, err
 	}
 	s.w.rev, s.w.base = m.rev, m.rev
@@ -58,10 +55,13 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 	s.floor.Store(m.scheduled)
 	s.view.Store(&view{rev: m.rev, compact: m.scheduled, index: s.w.index.freeze()})
 	s.log.Info("key space loaded", zap.Int64("revision", m.rev), zap.Int("keys", s.w.index.root.size),
-		zap.Int64("compact-revision", m.scheduled), zap.Int64("compaction-finished", m.finished))
+		zap.Int64("compact-revision", m.scheduled), zap.Int64("compaction-finished", m.finished),
+		zap.Int64("image-revision", image.rev), zap.Duration("took", time.Since(start)))
 
+	s.images = newImager(s, o.Logger, image)
 	s.compactor = newCompactor(s, o, m.finished, m.scheduled)
-	go s.compactor.run() // until Close, which waits for it
+	go s.images.run()    // until Close, which waits for it
+	go s.compactor.run() // likewise
 	return s, nil
 }
 
@@ -148,50 +148,4 @@ func (s *Store) lastRevision() (rev, written int64, err error) {
 	}
 	written, _, err = splitRevisionValue(v)
 	return rev, written, err
-}
-
-// gentleWork is how long a gentle Open works before it rests.
-const gentleWork = 2 * time.Millisecond
-
-// alternate returns a function that is called between pieces of work, and waits
-// as long as the work has taken since it last waited when that is a while.
-func alternate(while time.Duration) func() {
-	began := time.Now()
-	return func() {
-		if worked := time.Since(began); worked >= while {
-			time.Sleep(worked)
-			began = time.Now()
-		}
-	}
-}
-
-// loadIndex builds the index from the newest version of every key, none of which
-// may be above rev. It calls rest for each.
-func (s *Store) loadIndex(rev int64, rest func()) error {
-	it, err := s.eng.NewIter(historyLower, historyUpper)
-	if err != nil {
-		return err
-	}
-	unknown, newest := 0, int64(0)
-	err = scanHistory(context.Background(), it, math.MaxInt64, func(key []byte, main int64, r *record) bool {
-		rest()
-		e, _ := s.w.index.put(aliasString(key))
-		e.create, e.mod, e.version, e.lease = r.create, main, r.version, r.lease
-		newest = max(newest, main)
-		switch {
-		case r.lease == 0:
-		case s.leases.Has(r.lease):
-			s.leases.Attach(r.lease, e.key)
-		default:
-			unknown++
-		}
-		return true
-	})
-	if unknown > 0 {
-		s.log.Error("keys belong to leases that do not exist", zap.Int("keys", unknown))
-	}
-	if err == nil && newest > rev {
-		err = corruptf("the history reaches revision %d, but the revision index ends at %d", newest, rev)
-	}
-	return errors.Join(err, it.Close())
 }

@@ -69,7 +69,9 @@ func (s *Store) Publish() []RevisionEvents {
 	old := s.view.Load()
 	if w.rev != old.rev || w.compact != old.compact {
 		s.written.Store(w.written)
-		s.view.Store(&view{rev: w.rev, compact: w.compact, index: w.index.freeze()})
+		v := &view{rev: w.rev, compact: w.compact, index: w.index.freeze()}
+		s.view.Store(v)
+		s.images.look(v)
 	}
 	if len(w.waiters) > 0 {
 		// After the view: the compactor's floor must not pass what is published.

@@ -85,6 +85,7 @@ type Store struct {
 	freed   atomic.Int64
 
 	compactor *compactor
+	images    *imager
 	counters  counters
 
 	// reading is held for reading by whoever reads the engine outside the apply
@@ -108,11 +109,12 @@ func (s *Store) SizeInUse() int64 { return metaBytes + s.written.Load() - s.free
 // metaBytes is about what the meta records occupy.
 const metaBytes = 64
 
-// Close stops physical compaction; the next Open goes on with it. It waits for
-// readers, and those that come later get ErrClosed. It does not close the
+// Close stops physical compaction; the next Open goes on with it. SaveIndex comes
+// before it where that Open is to be fast. It waits for readers, and those that come later get ErrClosed. It does not close the
 // engine, which nothing here uses from then on. No command may be in progress.
 func (s *Store) Close() {
 	s.compactor.close()
+	s.images.close()
 	s.reading.Lock()
 }
 
