@@ -5,6 +5,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 )
 
 // headerTag is the tag of a command's header, field 100: the only field of those
@@ -32,6 +33,24 @@ func (d *Decoder) Command(b []byte) (*pb.InternalRaftRequest, error) {
 			return nil, err
 		}
 	}
+	return &d.request, nil
+}
+
+// Request returns the command whose only request is field, which b encodes as it
+// came from a client: the limit of nesting is that of a request. The command is
+// valid until the next call, and as long as b does not change.
+func (d *Decoder) Request(field protowire.Number, b []byte) (*pb.InternalRaftRequest, error) {
+	d.request.Reset()
+	if field < 16 && decodePart(byte(field)<<3|length, b, &d.request, &d.parts) {
+		return &d.request, nil
+	}
+	d.request.Reset()
+	m := d.request.ProtoReflect()
+	part := m.NewField(m.Descriptor().Fields().ByNumber(field))
+	if err := proto.Unmarshal(b, part.Message().Interface()); err != nil {
+		return nil, err
+	}
+	m.Set(m.Descriptor().Fields().ByNumber(field), part)
 	return &d.request, nil
 }
 

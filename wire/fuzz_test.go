@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -49,20 +51,32 @@ func FuzzAppend(f *testing.F) {
 	})
 }
 
-// FuzzCommand makes a command of any bytes that are a request, and decodes it.
+// FuzzCommand decodes any bytes as a request, makes a command of those that are one, and decodes it.
 func FuzzCommand(f *testing.F) {
 	f.Add(byte(0), []byte("\x0a\x03key"))
 	f.Add(byte(1), []byte("\x0a\x03key\x12\x05value\x98\x06\x01"))
 	f.Add(byte(3), []byte("\x12\x02\x12\x00"))
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
 		m := fresh(messages[kind%4]) // fields 3 to 6 of a command
-		if proto.Unmarshal(b, m) != nil {
-			return
-		}
+		officialErr := proto.Unmarshal(b, m)
 		want := &pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: uint64(len(b))}}
 		field := want.ProtoReflect().Descriptor().Fields().ByNumber(3 + protowire.Number(kind%4))
 		want.ProtoReflect().Set(field, protoreflect.ValueOfMessage(m.ProtoReflect()))
-		got, err := new(Decoder).Command(AppendCommand(nil, want.Header, field.Number(), b))
+		var d Decoder
+		if _, err := d.Request(field.Number(), bytes.Clone(b)); fmt.Sprint(err) != fmt.Sprint(officialErr) {
+			t.Fatalf("%x: error %v, official %v", b, err, officialErr)
+		}
+		if officialErr != nil {
+			return
+		}
+		got, err := d.Request(field.Number(), bytes.Clone(b)) // again: with what the first time left
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Header = want.Header; !proto.Equal(got, want) {
+			t.Fatalf("%x:\n got %v\nwant %v", b, got, want)
+		}
+		got, err = d.Command(AppendCommand(nil, want.Header, field.Number(), b))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -404,3 +404,40 @@ func TestAllocations(t *testing.T) {
 		}
 	}
 }
+
+// TestRequest decodes the requests of commands as they come from clients, with one decoder.
+func TestRequest(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	var d Decoder
+	fields := (&pb.InternalRaftRequest{}).ProtoReflect().Descriptor().Fields()
+	for range 1000 {
+		fd := fields.Get(r.IntN(fields.Len()))
+		if fd.Message() == nil {
+			continue
+		}
+		want := &pb.InternalRaftRequest{}
+		m := want.ProtoReflect().Mutable(fd).Message()
+		random(r, m, 4)
+		got, err := d.Request(fd.Number(), official(t, m.Interface()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !proto.Equal(got, want) {
+			t.Fatalf("got %v, want %v", got, want)
+		}
+	}
+	if _, err := d.Request(4, []byte("\x0a\x01")); err == nil {
+		t.Error("a request that is cut was decoded")
+	}
+	// A request is not allowed what a command is.
+	var txn []byte
+	for range protowire.DefaultRecursionLimit / 2 {
+		txn = protowire.AppendBytes([]byte{2<<3 | length}, protowire.AppendBytes([]byte{4<<3 | length}, txn))
+	}
+	if _, err := d.Request(6, txn); err == nil {
+		t.Error("a request that is too deep was decoded")
+	}
+	if _, err := d.Command(AppendCommand(nil, nil, 6, txn)); err != nil {
+		t.Error(err)
+	}
+}
