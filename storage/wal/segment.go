@@ -25,6 +25,9 @@ const (
 	// zeros, in the same write as a frame. Later frames then overwrite blocks
 	// that the file already has, and their fdatasync needs no metadata.
 	extendBytes = 256 << 10
+	// largeFrame is the size from which a frame pays for the metadata itself:
+	// zeros ahead of frames that soon fill them would be written for nothing.
+	largeFrame = extendBytes / 8
 
 	writeCategory = vfs.DiskWriteCategory("coterie-wal")
 )
@@ -136,13 +139,13 @@ type writer struct {
 	segment *segment
 	file    vfs.File
 	offset  int64 // where the next frame goes
-	zeroed  int64 // the file is zeros from offset to here
+	zeroed  int64 // the file is zeros from offset to here, if that is further
 }
 
 func (w *writer) write(frame []byte) error {
 	end := w.offset + int64(len(frame))
 	n := len(frame)
-	if end > w.zeroed {
+	if end > w.zeroed && n < largeFrame {
 		frame = append(frame, make([]byte, extendBytes)...)
 		w.zeroed = end + extendBytes
 	}
