@@ -7,6 +7,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/watch"
 )
 
 // Node is what this package needs of a running member. What the accessors return belongs to the
@@ -89,8 +90,9 @@ type WatchStream interface {
 	Create(ctx context.Context, r *pb.WatchCreateRequest) error
 	Cancel(ctx context.Context, id int64) error
 	RequestProgress()
-	// Next waits for the next response. Of its header the revision is filled.
-	Next(ctx context.Context) (*pb.WatchResponse, error)
+	// Next waits for the next responses, which are valid until it is called again. Their
+	// identity is left to be filled in.
+	Next(ctx context.Context) ([]watch.Response, error)
 	Close()
 }
 

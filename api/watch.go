@@ -9,7 +9,13 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coteriedb/coterie/machine/watch"
+	"github.com/coteriedb/coterie/rpc"
 )
+
+// A response encodes itself into the connection's buffer.
+var _ rpc.Appender = (*watch.Response)(nil)
 
 type watchServer struct {
 	s *Server
@@ -22,33 +28,41 @@ type watchServer struct {
 func (ws watchServer) Watch(stream pb.Watch_WatchServer) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	watch := ws.s.node.NewWatchStream()
-	defer watch.Close()
+	watchers := ws.s.node.NewWatchStream()
+	defer watchers.Close()
 
 	// Ends with the stream, which ends with this handler; Server.Wait waits for it.
 	ws.s.group.Go(func() {
-		if err := takeWatchRequests(ctx, stream, watch); !errors.Is(err, io.EOF) {
+		if err := takeWatchRequests(ctx, stream, watchers); !errors.Is(err, io.EOF) {
 			cancel(err)
 		} // else the client asks for nothing more and goes on listening
 	})
 
 	for {
-		resp, err := watch.Next(ctx)
+		resps, err := watchers.Next(ctx)
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
 			}
 			return watchError(err)
 		}
-		resp.Header = ws.s.identify(resp.Header)
-		if err := stream.Send(resp); err != nil {
-			return err
+		who := ws.s.identity()
+		for i := range resps {
+			resps[i].Identity = who
+			if err := stream.SendMsg(&resps[i]); err != nil {
+				return err
+			}
 		}
 	}
 }
 
+// identity is what the headers of watch responses say of this member.
+func (s *Server) identity() watch.Identity {
+	return watch.Identity{ClusterID: s.cfg.ClusterID, MemberID: s.cfg.MemberID, Term: s.node.Status().Term}
+}
+
 // takeWatchRequests passes requests on until the client has no more, then returns why.
-func takeWatchRequests(ctx context.Context, stream pb.Watch_WatchServer, watch WatchStream) error {
+func takeWatchRequests(ctx context.Context, stream pb.Watch_WatchServer, watchers WatchStream) error {
 	for {
 		req, err := stream.Recv()
 		if err != nil {
@@ -57,15 +71,15 @@ func takeWatchRequests(ctx context.Context, stream pb.Watch_WatchServer, watch W
 		switch r := req.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
 			if r.CreateRequest != nil {
-				err = watch.Create(ctx, r.CreateRequest)
+				err = watchers.Create(ctx, r.CreateRequest)
 			}
 		case *pb.WatchRequest_CancelRequest:
 			if r.CancelRequest != nil {
-				err = watch.Cancel(ctx, r.CancelRequest.WatchId)
+				err = watchers.Cancel(ctx, r.CancelRequest.WatchId)
 			}
 		case *pb.WatchRequest_ProgressRequest:
 			if r.ProgressRequest != nil {
-				watch.RequestProgress()
+				watchers.RequestProgress()
 			}
 		}
 		if err != nil {

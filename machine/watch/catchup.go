@@ -139,7 +139,7 @@ func (s *Stream) compactOld(c int64) {
 // next, for those who lag and are among the members. It stops when the queue
 // is full and returns the first revision not dealt with. s.mu is held.
 func (s *Stream) queueEntries(entries []entry, next int64, members func(w *watcher) bool) int64 {
-	before := s.queue.len()
+	before, events := s.queue.len(), s.queue.events
 	for i := range entries {
 		e := &entries[i]
 		if i > 0 && s.queue.bytes >= s.h.o.StreamBytes {
@@ -148,11 +148,12 @@ func (s *Stream) queueEntries(entries []entry, next int64, members func(w *watch
 		}
 		s.lag.match(e, func(w *watcher, evs []*event, bytes int) {
 			if members(w) && e.revision >= w.next {
-				s.enqueue(delivery{w: w, revision: e.revision, events: evs, bytes: bytes})
+				s.queue.push(delivery{w: w, revision: e.revision, events: evs, bytes: bytes})
 			}
 		})
 	}
-	s.stamp(s.queue.len()-before, next-1)
+	s.h.counts.pending.Add(int64(s.queue.events - events))
+	s.stamp(s.queue.len()-before, next-1) // and Next, which calls this, looks into the queue again
 	return next
 }
 

@@ -14,6 +14,9 @@ const (
 	// distributeBatch is how many revisions the distributor takes out of the
 	// ring at a time.
 	distributeBatch = 256
+	// maxFilled is how many streams are told at the latest that they have got
+	// something to send, so that the first do not wait for the last.
+	maxFilled = 1024
 	// historyRevisions and historyBytes bound one reading of the history.
 	historyRevisions = 4096
 	historyBytes     = 1 << 20
@@ -58,6 +61,7 @@ func (h *Hub) distributeSome(ctx context.Context, scratch []entry) bool {
 	for i := range entries {
 		h.distribute(&entries[i])
 	}
+	h.tell()
 	clear(entries)
 	return len(entries) > 0
 }
@@ -67,32 +71,75 @@ func (h *Hub) distributeSome(ctx context.Context, scratch []entry) bool {
 func (h *Hub) distribute(e *entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	queued := 0
 	h.synced.match(e, func(w *watcher, evs []*event, bytes int) {
-		if e.revision >= w.next && !w.s.offer(delivery{w: w, revision: e.revision, events: evs, bytes: bytes}) {
+		if e.revision < w.next {
+			return
+		}
+		switch w.s.offer(delivery{w: w, revision: e.revision, events: evs, bytes: bytes}) {
+		case first:
+			h.filled = append(h.filled, w.s)
+			fallthrough
+		case further:
+			queued += len(evs)
+		case full:
 			w.next = e.revision
 			h.full = append(h.full, w)
 		}
 	})
+	h.counts.pending.Add(int64(queued))
 	for i, w := range h.full {
 		h.unsync(w)
 		h.full[i] = nil
 	}
 	h.full = h.full[:0]
 	h.distributed.Store(e.revision)
+	if len(h.filled) >= maxFilled {
+		h.tellFilled()
+	}
 }
 
+// tell wakes the streams that have got something to send.
+func (h *Hub) tell() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tellFilled()
+}
+
+// tellFilled is tell with h.mu held.
+func (h *Hub) tellFilled() {
+	for i, s := range h.filled {
+		s.signal()
+		h.filled[i] = nil
+	}
+	h.filled = h.filled[:0]
+}
+
+// offered is what became of a delivery that was offered to a stream.
+type offered int
+
+const (
+	first   offered = iota // queued, with nothing before it
+	further                // queued
+	full                   // there is no room
+	dropped                // the stream is closed
+)
+
 // offer queues d if there is room, or if there is nothing else.
-func (s *Stream) offer(d delivery) bool {
+func (s *Stream) offer(d delivery) offered {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return true
+		return dropped
 	}
 	if s.queue.len() > 0 && s.queue.bytes+d.bytes > s.h.o.StreamBytes {
-		return false
+		return full
 	}
-	s.enqueue(d)
-	return true
+	s.queue.push(d)
+	if s.queue.len() > 1 {
+		return further
+	}
+	return first
 }
 
 // unsync makes w lag. h.mu is held.
@@ -124,6 +171,7 @@ func (h *Hub) bridge(ctx context.Context, from int64) {
 			e := newEntry(r)
 			h.distribute(&e)
 		}
+		h.tell()
 		from = next
 	}
 }

@@ -13,7 +13,8 @@
 // anything to speak of. DESIGN.md says how.
 //
 // It knows nothing of connections, raft or the engine. Responses leave as
-// values, with only the revision of their header filled in.
+// values that encode themselves, all but what a member says of itself in their
+// header.
 package watch
 
 import (
@@ -143,6 +144,9 @@ type Hub struct {
 	synced index
 	// full gathers the watchers whose stream was full during one revision.
 	full []*watcher
+	// filled gathers the streams whose queue was empty and is no longer, until
+	// they are told: once for many events, so that many go at a time.
+	filled []*Stream
 	// asking has the streams whose progress request waits for the distributor
 	// to reach what is already published.
 	asking []*Stream
@@ -255,7 +259,7 @@ func (h *Hub) Stats() Stats {
 		Streams:   streams,
 		Watchers:  int(h.counts.watchers.Load()),
 		Lagging:   int(h.counts.lagging.Load()),
-		Pending:   int(h.counts.pending.Load()),
+		Pending:   int(max(0, h.counts.pending.Load())), // a reader may have been quicker than who counts
 		Delivered: h.counts.delivered.Load(),
 	}
 }

@@ -43,12 +43,14 @@ func TestJoinDuringRead(t *testing.T) {
 		seen := map[int64]int{}
 		for seen[0]+seen[1] < 20 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			r, err := s.Next(ctx)
+			rs, err := s.Next(ctx)
 			cancel()
 			if err != nil {
 				t.Fatalf("after %v events: %v", seen, err)
 			}
-			seen[r.WatchId] += len(r.Events)
+			for _, r := range decode(t, rs) {
+				seen[r.WatchId] += len(r.Events)
+			}
 		}
 		if seen[0] != 10 || seen[1] != 10 {
 			t.Errorf("the watchers got %v events, want 10 each", seen)
@@ -64,20 +66,24 @@ func TestRequestsWaitForReader(t *testing.T) {
 		defer h.Close()
 		s := h.NewStream()
 		defer s.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		n := 0
-		for ; n <= maxReplies; n++ {
-			if err := s.Create(ctx, &pb.WatchCreateRequest{Key: []byte("a")}); err != nil {
-				if !errors.Is(err, context.DeadlineExceeded) {
-					t.Fatal(err)
+		// fill sends requests until they are not taken.
+		fill := func(want int) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			n := 0
+			for ; n <= maxReplies; n++ {
+				if err := s.Create(ctx, &pb.WatchCreateRequest{Key: []byte("a")}); err != nil {
+					if !errors.Is(err, context.DeadlineExceeded) {
+						t.Fatal(err)
+					}
+					break
 				}
-				break
+			}
+			if n != want {
+				t.Fatalf("%d requests were taken, want %d", n, want)
 			}
 		}
-		if n != maxReplies {
-			t.Fatalf("%d requests were taken, want %d", n, maxReplies)
-		}
+		fill(maxReplies)
 		done := make(chan error)
 		go func() { done <- s.Cancel(t.Context(), 0) }()
 		synctest.Wait()
@@ -88,6 +94,7 @@ func TestRequestsWaitForReader(t *testing.T) {
 			t.Fatal(err)
 		}
 
+		fill(maxReplies - 1) // beside the cancellation
 		go func() { done <- s.Refuse(t.Context(), "no") }()
 		synctest.Wait()
 		s.Close()
@@ -196,13 +203,19 @@ func BenchmarkFanOut(b *testing.B) {
 		// Ended by the last event; the benchmark waits below.
 		go func() {
 			defer close(done[i])
+			var out []byte
 			for seen := 0; seen < b.N; {
-				r, err := s.Next(context.Background())
+				rs, err := s.Next(context.Background())
 				if err != nil {
 					b.Error(err)
 					return
 				}
-				seen += len(r.Events)
+				for i := range rs {
+					if out, err = rs[i].AppendMessage(out[:0]); err != nil {
+						b.Error(err)
+					}
+					seen += rs[i].len()
+				}
 			}
 		}()
 	}
@@ -239,24 +252,5 @@ func BenchmarkPublish(b *testing.B) {
 				}
 			}
 		})
-	}
-}
-
-// A previous value that one watcher was given before a compaction must not
-// reach another after it.
-func TestPreviousValueIsNotKeptPastACompaction(t *testing.T) {
-	src := newFakeSource()
-	src.write("k=1")
-	e := newEvent(src.write("k=2").Events[0])
-	if got := e.withPrev(src).PrevKv; got == nil || string(got.Value) != "1" {
-		t.Fatalf("before the compaction: %v", got)
-	}
-	src.compactTo(2) // the revision before the event can still be read
-	if got := e.withPrev(src).PrevKv; got == nil {
-		t.Fatal("compacted to the revision before the event: no previous value")
-	}
-	src.compactTo(3)
-	if got := e.withPrev(src).PrevKv; got != nil {
-		t.Fatalf("compacted to the revision of the event: %v", got)
 	}
 }

@@ -1,7 +1,5 @@
 package watch
 
-import "go.etcd.io/etcd/api/v3/mvccpb"
-
 // index finds the watchers of a key. The zero value is empty.
 type index struct {
 	n      int
@@ -79,11 +77,10 @@ func (x *index) each(f func(w *watcher)) {
 // it. emit must not change the index.
 func (x *index) match(e *entry, emit func(w *watcher, evs []*event, bytes int)) {
 	for i, ev := range e.events {
-		key := ev.ev.Kv.Key
-		if g := x.keys[string(key)]; g != nil {
+		if g := x.keys[string(ev.key)]; g != nil {
 			x.strike(g, i)
 		}
-		x.ranges.stab(key, func(n *node) bool {
+		x.ranges.stab(ev.key, func(n *node) bool {
 			x.strike(&n.group, i)
 			return true
 		})
@@ -137,7 +134,7 @@ func (e *entry) part(hits []int32, filter flags) (evs []*event, bytes int) {
 		evs = make([]*event, 0, len(hits))
 	}
 	for _, i := range hits {
-		if ev := e.events[i]; filter.pass(ev.ev.Type) {
+		if ev := e.events[i]; filter.pass(ev) {
 			evs = append(evs, ev)
 			bytes += ev.bytes
 		}
@@ -197,9 +194,9 @@ const (
 	notify                     // wants progress notifications
 )
 
-// pass tells whether the filters let events of a type through.
-func (f flags) pass(t mvccpb.Event_EventType) bool {
-	if t == mvccpb.Event_DELETE {
+// pass tells whether the filters let an event through.
+func (f flags) pass(ev *event) bool {
+	if ev.deleted {
 		return f&noDelete == 0
 	}
 	return f&noPut == 0

@@ -92,7 +92,7 @@ func checkMatch(t *testing.T, x *index, ws []*watcher, e *entry) {
 		got[w] = evs
 		sum := 0
 		for _, ev := range evs {
-			sum += eventOverhead + len(ev.ev.Kv.Key) + len(ev.ev.Kv.Value)
+			sum += eventOverhead + len(ev.key) + len(ev.message.Load().Kv.Value)
 		}
 		if sum != bytes {
 			t.Fatalf("%d bytes reported, want %d", bytes, sum)
@@ -101,7 +101,7 @@ func checkMatch(t *testing.T, x *index, ws []*watcher, e *entry) {
 	for _, w := range ws {
 		var want []*event
 		for _, ev := range e.events {
-			if covers(w, string(ev.ev.Kv.Key)) && w.flags.pass(ev.ev.Type) {
+			if covers(w, string(ev.key)) && w.flags.pass(ev) {
 				want = append(want, ev)
 			}
 		}
@@ -114,9 +114,8 @@ func checkMatch(t *testing.T, x *index, ws []*watcher, e *entry) {
 		t.Fatal("events for watchers that have gone")
 	}
 	for _, ev := range e.events {
-		key := ev.ev.Kv.Key
-		if want := slices.ContainsFunc(ws, func(w *watcher) bool { return covers(w, string(key)) }); x.covers(key) != want {
-			t.Fatalf("covers(%s) is not %v", key, want)
+		if want := slices.ContainsFunc(ws, func(w *watcher) bool { return covers(w, string(ev.key)) }); x.covers(ev.key) != want {
+			t.Fatalf("covers(%s) is not %v", ev.key, want)
 		}
 	}
 }

@@ -274,7 +274,7 @@ func (c *client) session(ctx context.Context) bool {
 			time.Sleep(time.Duration(c.rnd.Int64N(int64(c.nap))))
 		}
 		wait, cancel := context.WithTimeout(ctx, 10*modelTick)
-		r, err := s.Next(wait)
+		rs, err := s.Next(wait)
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) {
 			continue
@@ -283,9 +283,11 @@ func (c *client) session(ctx context.Context) bool {
 			c.m.errorf("Next: %v", err)
 			return true
 		}
-		if again := c.check(r, byID); again != nil {
-			create(again, nextID)
-			nextID++
+		for _, r := range decode(c.m.t, rs) {
+			if again := c.check(r, byID); again != nil {
+				create(again, nextID)
+				nextID++
+			}
 		}
 	}
 }
@@ -395,7 +397,7 @@ func (c *client) checkEvents(w *modelWatch, r *pb.WatchResponse) {
 	}
 	for i := range got {
 		c.m.sum.add(&c.m.sum.events)
-		if got[i].Kv != want[i].Kv || got[i].Type != want[i].Type {
+		if !proto.Equal(got[i].Kv, want[i].Kv) || got[i].Type != want[i].Type {
 			c.m.errorf("got %s, want %s", showEvents(got), showEvents(want))
 			return
 		}
@@ -415,7 +417,7 @@ func (c *client) checkPrev(w *modelWatch, ev *mvccpb.Event) {
 	case ev.PrevKv == nil && ev.Kv.ModRevision-1 < c.m.src.CompactRevision():
 		return
 	}
-	if ev.PrevKv != want {
+	if !proto.Equal(ev.PrevKv, want) {
 		c.m.errorf("event %s, want the previous value %v", showEvent(ev), want)
 	}
 }

@@ -2,47 +2,50 @@ package watch
 
 import (
 	"context"
-
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
+	"slices"
 )
 
 const (
-	// joinBytes is the size up to which successive deliveries to one watcher
-	// are joined into one response.
+	// joinBytes is the size up to which deliveries to one watcher are joined into
+	// one response, and to which one call of Next returns responses.
 	joinBytes = 1 << 20
+	// maxResponses bounds the responses of one call of Next.
+	maxResponses = 1024
 	// takeTurns is how many deliveries are taken between two rounds of
 	// catchUp, so that neither those who lag nor those who do not starve.
 	takeTurns = 64
 	// headerRoom is what the caller adds to a header: cluster, member, term.
 	headerRoom = 40
+	// keptResponses is how many responses an idle stream keeps room for.
+	keptResponses = 1
 )
 
-// Next returns the next response, waiting for one. Events in it are shared:
-// the caller must not change them. Only the revision of the header is filled
-// in. An error other than ErrClosed and ctx's means that the history could not
-// be read; the stream is of no use then.
-func (s *Stream) Next(ctx context.Context) (*pb.WatchResponse, error) {
+// Next returns the responses that are to be sent next, waiting for one at
+// least. They are the caller's until it calls Next again. An error other than
+// ErrClosed and ctx's means that the history could not be read; the stream is of
+// no use then.
+func (s *Stream) Next(ctx context.Context) ([]Response, error) {
+	clear(s.batch)
+	s.batch = s.batch[:0]
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if r := s.nextFragment(); r != nil {
-			return r, nil
-		}
-		d, todo, err := s.take()
+		todo, err := s.take()
 		switch {
 		case err != nil:
 			return nil, err
 		case todo == deliver:
-			s.respond(d)
+			s.finish()
+			return s.batch, nil
 		case todo == readBack:
 			if err := s.catchUp(); err != nil {
 				return nil, err
 			}
 		default:
+			if cap(s.batch) > keptResponses {
+				s.batch = nil // idle streams hold next to nothing
+			}
 			select {
 			case <-s.ready:
 			case <-s.done:
@@ -57,135 +60,115 @@ type todo int
 
 const (
 	idle     todo = iota
-	deliver       // what take returned
+	deliver       // what take has put into the batch
 	readBack      // for the watchers that lag
 )
 
-// take decides what to do next, and takes the delivery out of the queue if
-// that is it.
-func (s *Stream) take() (delivery, todo, error) {
+// take decides what to do next, and takes deliveries out of the queue into the
+// batch if that is it.
+func (s *Stream) take() (todo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return delivery{}, idle, ErrClosed
+		return idle, ErrClosed
 	}
 	if s.owed && s.lag.n == 0 {
-		return delivery{}, readBack, nil // settles the debt
+		return readBack, nil // settles the debt
 	}
 	roomy := s.queue.bytes <= s.h.o.StreamBytes/2
 	if s.lag.n > 0 && (s.queue.len() == 0 || roomy && s.taken >= takeTurns) {
 		s.taken = 0
-		return delivery{}, readBack, nil
+		return readBack, nil
 	}
-	for s.queue.len() > 0 {
-		d := s.pop()
-		if d.w != nil && d.w.state == canceled {
-			continue // the client wants no more of it
-		}
-		s.taken++
-		if d.w != nil {
-			s.join(&d)
-			d.w.elide = true
-			s.h.counts.delivered.Add(uint64(len(d.events)))
-		}
-		return d, deliver, nil
+	s.fill()
+	if len(s.batch) == 0 {
+		return idle, nil
 	}
-	return delivery{}, idle, nil
+	return deliver, nil
 }
 
-// pop takes a delivery out of the queue. s.mu is held.
-func (s *Stream) pop() delivery {
-	d := s.queue.pop()
-	s.h.counts.pending.Add(-int64(len(d.events)))
-	if d.reply != nil && s.room != nil && s.queue.replies < maxReplies {
+// fill takes deliveries out of the queue into the batch. s.mu is held.
+func (s *Stream) fill() {
+	if s.front == nil {
+		s.front = newFront()
+	}
+	s.batch = slices.Grow(s.batch, min(s.queue.len(), maxResponses))
+	var (
+		since  int // deliveries join responses from here on
+		bytes  int
+		events int // taken, and of those delivered
+		sent   int
+	)
+	for s.queue.len() > 0 && len(s.batch) < maxResponses {
+		d := s.queue.front()
+		if len(s.batch) > 0 && bytes+d.bytes > joinBytes {
+			break
+		}
+		events += len(d.events)
+		switch {
+		case d.reply != nil:
+			s.batch = append(s.batch, Response{reply: d.reply})
+			since = len(s.batch) // what comes later is not to overtake it
+		case d.w.state != canceled: // else the client wants no more of it
+			sent += len(d.events)
+			s.add(d, since)
+		}
+		bytes += d.bytes
+		s.taken++
+		s.queue.pop()
+	}
+	if s.room != nil && s.queue.replies < maxReplies {
 		close(s.room)
 		s.room = nil
 	}
-	return d
+	if events > 0 {
+		s.h.counts.pending.Add(-int64(events))
+		s.h.counts.delivered.Add(uint64(sent))
+	}
 }
 
-// join adds to d the deliveries behind it that are to the same watcher. s.mu
-// is held.
-func (s *Stream) join(d *delivery) {
-	limit := joinBytes
-	if f := s.h.o.FragmentBytes; f > 0 && d.w.is(fragment) {
-		limit = min(limit, f) // fragments are for large revisions, not many
-	}
-	shared := true // d.events belongs to others
-	for s.queue.len() > 0 {
-		m := s.queue.front()
-		if m.w != d.w || d.bytes+m.bytes > limit {
+// add puts a delivery into the batch, joined to an earlier one to its watcher if
+// one is there from the index since on. s.mu is held.
+func (s *Stream) add(d *delivery, since int) {
+	w := d.w
+	w.elide = true
+	if i := int(w.slot); i >= since && i < len(s.batch) && s.batch[i].w == w {
+		limit := joinBytes
+		if f := s.h.o.FragmentBytes; f > 0 && w.is(fragment) {
+			limit = min(limit, f) // fragments are for large revisions, not many
+		}
+		if r := &s.batch[i]; r.bytes+d.bytes <= limit {
+			r.join(d)
 			return
 		}
-		if shared {
-			d.events = append(make([]*event, 0, 2*(len(d.events)+len(m.events))), d.events...)
-			shared = false
+	}
+	w.slot = int32(len(s.batch))
+	s.batch = append(s.batch, Response{w: w, revision: d.revision, events: d.events, bytes: d.bytes, front: s.front})
+}
+
+// finish makes the responses of the batch as their watchers want them.
+func (s *Stream) finish() {
+	split := false
+	for i := range s.batch {
+		r := &s.batch[i]
+		if r.w == nil {
+			continue
 		}
-		d.events = append(d.events, m.events...)
-		d.bytes += m.bytes
-		d.revision = m.revision
-		s.pop()
+		if r.w.is(prevKV) {
+			r.readPrevious(s.h.src)
+		}
+		split = split || r.w.is(fragment)
 	}
-}
-
-func (s *Stream) nextFragment() *pb.WatchResponse {
-	if len(s.fragments) == 0 {
-		return nil
-	}
-	r := s.fragments[0]
-	s.fragments[0] = nil
-	if s.fragments = s.fragments[1:]; len(s.fragments) == 0 {
-		s.fragments = nil
-	}
-	return r
-}
-
-// respond makes the response, or the fragments, for nextFragment to return.
-func (s *Stream) respond(d delivery) {
-	if d.reply != nil {
-		s.fragments = append(s.fragments, d.reply)
+	if !split || s.h.o.FragmentBytes <= 0 {
 		return
 	}
-	r := &pb.WatchResponse{
-		Header:  header(d.revision),
-		WatchId: d.w.id,
-		Events:  make([]*mvccpb.Event, len(d.events)),
-	}
-	for i, e := range d.events {
-		if r.Events[i] = e.ev; d.w.is(prevKV) {
-			r.Events[i] = e.withPrev(s.h.src)
+	whole := s.batch
+	s.batch = make([]Response, 0, len(whole))
+	for i := range whole {
+		if r := &whole[i]; r.w != nil && r.w.is(fragment) {
+			s.batch = r.split(s.batch, s.h.o.FragmentBytes)
+		} else {
+			s.batch = append(s.batch, *r)
 		}
 	}
-	if d.w.is(fragment) && s.h.o.FragmentBytes > 0 {
-		s.fragments = split(r, s.h.o.FragmentBytes)
-		return
-	}
-	s.fragments = append(s.fragments, r)
-}
-
-// split cuts r into responses that are smaller than size, or have only one
-// event. All but the last are marked as fragments.
-func split(r *pb.WatchResponse, size int) []*pb.WatchResponse {
-	events := r.Events
-	frame := proto.Size(&pb.WatchResponse{Header: r.Header, WatchId: r.WatchId, Fragment: true}) + headerRoom
-	var parts []*pb.WatchResponse
-	begin, sum := 0, frame
-	cut := func(end int) {
-		parts = append(parts, &pb.WatchResponse{
-			Header:   r.Header,
-			WatchId:  r.WatchId,
-			Fragment: end < len(events),
-			Events:   events[begin:end:end],
-		})
-		begin, sum = end, frame
-	}
-	for i, ev := range events {
-		n := 1 + protowire.SizeBytes(proto.Size(ev)) // tag, length, event
-		if i > begin && sum+n >= size {
-			cut(i)
-		}
-		sum += n
-	}
-	cut(len(events))
-	return parts
 }

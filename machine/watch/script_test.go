@@ -196,7 +196,7 @@ func (s *script) read(stream *Stream) string {
 	go func() {
 		defer close(done)
 		for {
-			r, err := stream.Next(ctx)
+			rs, err := stream.Next(ctx)
 			if ctx.Err() != nil {
 				return
 			}
@@ -204,7 +204,9 @@ func (s *script) read(stream *Stream) string {
 				lines = append(lines, err.Error())
 				return
 			}
-			lines = append(lines, showResponse(r))
+			for _, r := range decode(s.t, rs) {
+				lines = append(lines, showResponse(r))
+			}
 		}
 	}()
 	synctest.Wait()

@@ -62,8 +62,10 @@ type Stream struct {
 
 	// The fields below belong to Next.
 
-	// fragments are the parts of a response that are still to be returned.
-	fragments []*pb.WatchResponse
+	// batch has the responses that were returned last.
+	batch []Response
+	// front is scratch of the responses' encoding.
+	front *pb.WatchResponse
 	// taken counts deliveries since the last round of catchUp.
 	taken int
 }
@@ -258,13 +260,7 @@ func (s *Stream) shut() {
 
 // reply queues a response without events. s.mu is held.
 func (s *Stream) reply(r *pb.WatchResponse) {
-	s.enqueue(delivery{reply: r, bytes: replyBytes})
-}
-
-// enqueue adds to the queue. s.mu is held.
-func (s *Stream) enqueue(d delivery) {
-	s.queue.push(d)
-	s.h.counts.pending.Add(int64(len(d.events)))
+	s.queue.push(delivery{reply: r, bytes: replyBytes})
 	if s.queue.len() == 1 {
 		s.signal()
 	}

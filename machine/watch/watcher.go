@@ -47,6 +47,9 @@ type watcher struct {
 	// round is the round of Stream.catchUp that the watcher takes part in.
 	// Guarded by Stream.mu.
 	round uint32
+	// slot is where in Stream.batch the watcher's last response is, if it is
+	// there. Guarded by Stream.mu.
+	slot int32
 }
 
 func (w *watcher) is(f flags) bool { return w.flags&f != 0 }
