@@ -67,8 +67,9 @@ var mayImport = map[string][]string{
 	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "rpc", "storage/*", "wire"},
 
 	// Programs. The load generator talks to any server that speaks etcd's API, so it knows none.
-	"bench":         {},
-	"bench/compare": {"bench"},
+	"bench":         {"bench/light"},
+	"bench/compare": {"bench", "bench/*"},
+	"bench/light":   {},
 	"cmd/coterie":   {".", "bench"},
 }
 

@@ -24,6 +24,7 @@ type fakeServer struct {
 	pb.UnimplementedLeaseServer
 
 	refuse error // what every put is answered with; nil: puts work
+	deaf   int64 // so many watchers of each stream are told nothing
 
 	mu       sync.Mutex // guards what follows
 	revision int64
@@ -40,8 +41,15 @@ type fakeWatcher struct {
 	gone     <-chan struct{}
 }
 
+// withBothClients runs a test with each client.
+func withBothClients(t *testing.T, test func(t *testing.T, light bool)) {
+	for _, light := range []bool{false, true} {
+		t.Run(map[bool]string{false: "grpc", true: "light"}[light], func(t *testing.T) { test(t, light) })
+	}
+}
+
 // serve starts the server and returns a pool of connections to it.
-func (s *fakeServer) serve(t *testing.T, conns int) *Pool {
+func (s *fakeServer) serve(t *testing.T, conns int, light bool) *Pool {
 	t.Helper()
 	s.revision, s.keys, s.watchers = 1, map[string]*mvccpb.KeyValue{}, map[*fakeWatcher]struct{}{}
 	s.leases, s.calls = map[int64]struct{}{}, map[string]int{}
@@ -61,7 +69,7 @@ func (s *fakeServer) serve(t *testing.T, conns int) *Pool {
 			t.Error(err)
 		}
 	})
-	pool, err := Dial(t.Context(), Target{Endpoints: []string{l.Addr().String()}, Conns: conns})
+	pool, err := Dial(t.Context(), Target{Endpoints: []string{l.Addr().String()}, Conns: conns, Light: light})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,6 +87,9 @@ func (s *fakeServer) put(r *pb.PutRequest) *pb.PutResponse {
 	kv := &mvccpb.KeyValue{Key: r.Key, Value: r.Value, ModRevision: s.revision, Version: 1}
 	s.keys[string(r.Key)] = kv
 	for w := range s.watchers {
+		if w.id < s.deaf {
+			continue
+		}
 		if string(r.Key) == w.key || (string(r.Key) >= w.key && string(r.Key) < w.end) {
 			select {
 			case w.out <- &pb.WatchResponse{WatchId: w.id, Events: []*mvccpb.Event{{Type: mvccpb.Event_PUT, Kv: kv}}}:

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
 )
 
 // maxSpan bounds the keys that one measured range asks for.
@@ -75,7 +76,7 @@ func (l *kvLoad) prepareFilled(ctx context.Context, pool *Pool) error {
 func (l *kvLoad) Close(context.Context) error { return nil }
 
 // NewPut returns a load of puts.
-func NewPut(d Data) (Load, error) {
+func NewPut(d Data) (Starter, error) {
 	base, err := newKVLoad(KV{Data: d})
 	return &putLoad{base}, err
 }
@@ -95,15 +96,43 @@ func (l *putLoad) Client(i int) Operation {
 	return func(ctx context.Context, _ time.Time) (Outcome, error) { return Outcome{}, put(ctx) }
 }
 
+func (l *putLoad) Start(i int) Start {
+	return lightPut(l.material.picker(i), 0).start(l.pool.lightConn(i))
+}
+
 func putter(kv pb.KVClient, pick *picker) func(context.Context) error {
-	req := &pb.PutRequest{}
+	next := puts(pick)
 	return func(ctx context.Context) error {
-		req.Key, req.Value = pick.nextKey(), pick.nextValue()
-		resp, err := kv.Put(ctx, req)
+		resp, err := kv.Put(ctx, next())
 		if err == nil && resp.GetHeader().GetRevision() == 0 {
-			return fmt.Errorf("%w: a put without a revision", errWrongAnswer)
+			return errNoRevision
 		}
 		return err
+	}
+}
+
+func lightPut(pick *picker, kind int) unary {
+	next := puts(pick)
+	return unary{
+		method: pb.KV_Put_FullMethodName, kind: kind,
+		next: func(time.Time) proto.Message { return next() },
+		check: func(answer []byte) error {
+			if scan(answer).revision == 0 {
+				return errNoRevision
+			}
+			return nil
+		},
+	}
+}
+
+var errNoRevision = fmt.Errorf("%w: a put without a revision", errWrongAnswer)
+
+// puts makes one request after the other; each is valid until the next.
+func puts(pick *picker) func() *pb.PutRequest {
+	req := &pb.PutRequest{}
+	return func() *pb.PutRequest {
+		req.Key, req.Value = pick.nextKey(), pick.nextValue()
+		return req
 	}
 }
 
@@ -128,10 +157,37 @@ func (l *rangeLoad) Client(i int) Operation {
 	return func(ctx context.Context, _ time.Time) (Outcome, error) { return Outcome{}, read(ctx) }
 }
 
+func (l *rangeLoad) Start(i int) Start {
+	return lightRange(l.material.picker(i), l.opts, 0).start(l.pool.lightConn(i))
+}
+
 func ranger(kv pb.KVClient, pick *picker, o RangeOptions) func(context.Context) error {
-	req := &pb.RangeRequest{Serializable: o.Serializable, Limit: o.Limit, CountOnly: o.CountOnly, KeysOnly: o.KeysOnly}
-	wantKVs, wantCount := o.expect()
+	next := ranges(pick, o)
 	return func(ctx context.Context) error {
+		resp, err := kv.Range(ctx, next())
+		if err != nil {
+			return err
+		}
+		return o.check(len(resp.Kvs), resp.Count)
+	}
+}
+
+func lightRange(pick *picker, o RangeOptions, kind int) unary {
+	next := ranges(pick, o)
+	return unary{
+		method: pb.KV_Range_FullMethodName, kind: kind,
+		next: func(time.Time) proto.Message { return next() },
+		check: func(answer []byte) error {
+			a := scan(answer)
+			return o.check(a.items, a.count)
+		},
+	}
+}
+
+// ranges makes one request after the other; each is valid until the next.
+func ranges(pick *picker, o RangeOptions) func() *pb.RangeRequest {
+	req := &pb.RangeRequest{Serializable: o.Serializable, Limit: o.Limit, CountOnly: o.CountOnly, KeysOnly: o.KeysOnly}
+	return func() *pb.RangeRequest {
 		if o.Span > 1 {
 			first := pick.number() % (pick.m.Keys - o.Span + 1)
 			req.Key = pick.m.appendKey(req.Key[:0], first)
@@ -140,16 +196,18 @@ func ranger(kv pb.KVClient, pick *picker, o RangeOptions) func(context.Context) 
 		} else {
 			req.Key = pick.nextKey()
 		}
-		resp, err := kv.Range(ctx, req)
-		if err != nil {
-			return err
-		}
-		if len(resp.Kvs) != wantKVs || resp.Count != int64(wantCount) {
-			return fmt.Errorf("%w: a range gave %d keys and counted %d, not %d and %d (is the key space filled?)",
-				errWrongAnswer, len(resp.Kvs), resp.Count, wantKVs, wantCount)
-		}
-		return nil
+		return req
 	}
+}
+
+// check says what is wrong with an answer of so many keys and this count.
+func (r RangeOptions) check(kvs int, count int64) error {
+	wantKVs, wantCount := r.expect()
+	if kvs != wantKVs || count != int64(wantCount) {
+		return fmt.Errorf("%w: a range gave %d keys and counted %d, not %d and %d (is the key space filled?)",
+			errWrongAnswer, kvs, count, wantKVs, wantCount)
+	}
+	return nil
 }
 
 // maxTxnPuts is below etcd's default limit of 128 operations.
@@ -176,7 +234,35 @@ func (l *txnLoad) Kinds() []string { return []string{"txn"} }
 func (l *txnLoad) Prepare(ctx context.Context, pool *Pool) error { return l.prepareFilled(ctx, pool) }
 
 func (l *txnLoad) Client(i int) Operation {
-	kv, pick := l.pool.conn(i).kv, l.material.picker(i)
+	kv, next := l.pool.conn(i).kv, l.requests(i)
+	return func(ctx context.Context, _ time.Time) (Outcome, error) {
+		resp, err := kv.Txn(ctx, next())
+		if err == nil && !resp.Succeeded {
+			err = errKeyMissing
+		}
+		return Outcome{}, err
+	}
+}
+
+func (l *txnLoad) Start(i int) Start {
+	next := l.requests(i)
+	return unary{
+		method: pb.KV_Txn_FullMethodName,
+		next:   func(time.Time) proto.Message { return next() },
+		check: func(answer []byte) error {
+			if !scan(answer).succeeded {
+				return errKeyMissing
+			}
+			return nil
+		},
+	}.start(l.pool.lightConn(i))
+}
+
+var errKeyMissing = fmt.Errorf("%w: the key is missing (is the key space filled?)", errWrongAnswer)
+
+// requests makes one request after the other for client i; each is valid until the next.
+func (l *txnLoad) requests(i int) func() *pb.TxnRequest {
+	pick := l.material.picker(i)
 	compare := &pb.Compare{
 		Target: pb.Compare_MOD, Result: pb.Compare_GREATER,
 		TargetUnion: &pb.Compare_ModRevision{ModRevision: 0},
@@ -191,18 +277,14 @@ func (l *txnLoad) Client(i int) Operation {
 		puts[n] = &pb.PutRequest{}
 		req.Success = append(req.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: puts[n]}})
 	}
-	return func(ctx context.Context, _ time.Time) (Outcome, error) {
+	return func() *pb.TxnRequest {
 		first := pick.number()
 		for n, put := range puts {
 			put.Key = l.material.appendKey(put.Key[:0], (first+n)%l.material.Keys)
 			put.Value = pick.nextValue()
 		}
 		compare.Key, read.Key = puts[0].Key, puts[0].Key
-		resp, err := kv.Txn(ctx, req)
-		if err == nil && !resp.Succeeded {
-			err = fmt.Errorf("%w: the key is missing (is the key space filled?)", errWrongAnswer)
-		}
-		return Outcome{}, err
+		return req
 	}
 }
 
@@ -239,5 +321,17 @@ func (l *mixedLoad) Client(i int) Operation {
 			return Outcome{Kind: mixedRange}, read(ctx)
 		}
 		return Outcome{Kind: mixedPut}, put(ctx)
+	}
+}
+
+func (l *mixedLoad) Start(i int) Start {
+	conn, pick := l.pool.lightConn(i), l.material.picker(i)
+	read, put := lightRange(pick, l.opts, mixedRange).start(conn), lightPut(pick, mixedPut).start(conn)
+	return func(due time.Time, done func(Outcome, error)) {
+		if pick.rng.Float64() < l.reads {
+			read(due, done)
+		} else {
+			put(due, done)
+		}
 	}
 }

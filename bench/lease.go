@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/bench/light"
 )
 
 const (
@@ -101,6 +107,59 @@ func (c *leaseClient) renew(req *pb.LeaseKeepAliveRequest) error {
 	}
 	if resp.ID != req.ID || resp.TTL <= 0 {
 		return fmt.Errorf("%w: lease %x was answered with lease %x, time to live %d", errWrongAnswer, req.ID, resp.ID, resp.TTL)
+	}
+	return nil
+}
+
+// Start keeps the client's leases alive on a stream of its own, which is opened anew when it has ended.
+func (l *leaseLoad) Start(i int) Start {
+	c, conn, turn := &l.clients[i], l.pool.lightConn(i), 0
+	var (
+		req     = &pb.LeaseKeepAliveRequest{}
+		request []byte
+		pending atomic.Pointer[func(Outcome, error)] // of the request under way
+	)
+	end := func(err error) {
+		if done := pending.Swap(nil); done != nil {
+			(*done)(Outcome{}, err)
+		}
+	}
+	call := &light.Call{
+		Method: pb.Lease_LeaseKeepAlive_FullMethodName, Streaming: true,
+		Message: func(answer []byte) { end(checkKeepAlive(answer, req.ID)) },
+		End: func(err error) {
+			if err == nil {
+				err = io.EOF
+			}
+			end(err)
+		},
+	}
+	return func(_ time.Time, done func(Outcome, error)) {
+		req.ID = c.ids[turn%len(c.ids)]
+		turn++
+		pending.Store(&done)
+		var err error
+		if request, err = (proto.MarshalOptions{}).MarshalAppend(request[:0], req); err == nil && !conn.Send(call, request) {
+			err = conn.Begin(call, request)
+		}
+		if err != nil {
+			end(err)
+		}
+	}
+}
+
+func checkKeepAlive(answer []byte, id int64) error {
+	var gotID, ttl int64
+	each(answer, func(field protowire.Number, number uint64, _ []byte) {
+		switch field {
+		case 2:
+			gotID = int64(number)
+		case 3:
+			ttl = int64(number)
+		}
+	})
+	if gotID != id || ttl <= 0 {
+		return fmt.Errorf("%w: lease %x was answered with lease %x, time to live %d", errWrongAnswer, id, gotID, ttl)
 	}
 	return nil
 }

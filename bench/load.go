@@ -25,6 +25,17 @@ type Load interface {
 // Operation sends one request that was due at the given time and waits for its answer.
 type Operation func(ctx context.Context, due time.Time) (Outcome, error)
 
+// Starter is a Load that the light client can put on: its requests are begun, and no goroutine waits for the answers.
+type Starter interface {
+	Load
+	// Start takes the place of Client.
+	Start(i int) Start
+}
+
+// Start begins one request that was due at the given time. It calls done once, from any goroutine, also before it returns
+// if nothing could be sent. A client is not asked to begin another request before that.
+type Start func(due time.Time, done func(Outcome, error))
+
 // Outcome is what an Operation reports of itself. It counts too when the operation failed.
 type Outcome struct {
 	Kind int       // index in Kinds

@@ -15,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+
+	"github.com/coteriedb/coterie/bench/light"
 )
 
 // MaxConns bounds the connections of one pool.
@@ -30,11 +32,18 @@ type Target struct {
 	User        string
 	Password    string
 	DialTimeout time.Duration // for each connection, until its first answer; 0 means 5 s
+	// Light has the load put on by package light's client: Conns connections of it, and a few of grpc-go's beside them,
+	// which prepare the run and clean up. Otherwise all are grpc-go's.
+	Light bool
 }
+
+// preparingConns is how many connections of grpc-go's there are beside light ones.
+const preparingConns = 4
 
 // Pool is the set of open connections that the clients of a run share.
 type Pool struct {
 	conns []*conn
+	light []*light.Conn // nil: the load is put on by conns
 }
 
 // conn is one connection. The stubs sit directly on it: clientv3 dials, authenticates and encrypts,
@@ -57,7 +66,11 @@ func Dial(ctx context.Context, t Target) (*Pool, error) {
 	if t.DialTimeout == 0 {
 		t.DialTimeout = 5 * time.Second
 	}
-	p := &Pool{conns: make([]*conn, t.Conns)}
+	grpcConns := t.Conns
+	if t.Light {
+		grpcConns = min(grpcConns, preparingConns)
+	}
+	p := &Pool{conns: make([]*conn, grpcConns)}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(32)
 	for i := range p.conns {
@@ -69,6 +82,12 @@ func Dial(ctx context.Context, t Target) (*Pool, error) {
 	if err := g.Wait(); err != nil {
 		p.Close()
 		return nil, err
+	}
+	if t.Light {
+		if err := p.dialLight(ctx, t); err != nil {
+			p.Close()
+			return nil, err
+		}
 	}
 	return p, nil
 }
@@ -104,14 +123,24 @@ func dialOne(ctx context.Context, t Target, endpoint string) (*conn, error) {
 	return c, nil
 }
 
-// Size is the number of connections.
-func (p *Pool) Size() int { return len(p.conns) }
+// Size is the number of connections that the load is put on by.
+func (p *Pool) Size() int {
+	if p.light != nil {
+		return len(p.light)
+	}
+	return len(p.conns)
+}
 
 // conn is the connection of client i: clients are dealt out round robin.
 func (p *Pool) conn(i int) *conn { return p.conns[i%len(p.conns)] }
 
 // Close closes the connections.
 func (p *Pool) Close() {
+	for _, c := range p.light {
+		if c != nil {
+			c.Close()
+		}
+	}
 	for _, c := range p.conns {
 		if c != nil {
 			c.client.Close()

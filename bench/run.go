@@ -87,11 +87,15 @@ func Run(ctx context.Context, pool *Pool, load Load, plan Plan) (report *Report,
 	if plan.Grace == 0 {
 		plan.Grace = defaultGrace
 	}
+	if _, ok := load.(Starter); pool.light != nil && !ok {
+		return nil, fmt.Errorf("the light client cannot put on the load %s", load.Name())
+	}
 	r := &run{load: load, plan: plan, conns: pool.Size(), processes: newProcessTable()}
 	// The life of streams and requests: it outlasts ctx by a moment, so that what is under way when
 	// the user interrupts can still end well.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	r.end = end
+	context.AfterFunc(life, pool.abort)
 	defer func() {
 		end()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
@@ -128,6 +132,7 @@ type run struct {
 	conns     int
 	processes processTable
 	clients   []Operation
+	starts    []Start            // instead of clients, with the light client
 	end       context.CancelFunc // ends what requests and streams live on
 }
 
@@ -142,8 +147,13 @@ func (r *run) prepare(ctx, life context.Context, pool *Pool) error {
 	if err != nil {
 		return err
 	}
+	starter, _ := r.load.(Starter)
 	for i := range r.plan.Clients {
-		r.clients = append(r.clients, r.load.Client(i))
+		if pool.light != nil {
+			r.starts = append(r.starts, starter.Start(i))
+		} else {
+			r.clients = append(r.clients, r.load.Client(i))
+		}
 	}
 	return nil
 }
@@ -209,9 +219,11 @@ func (r *run) phase(ctx, life context.Context, stage string, plan Plan) phase {
 		start:    time.Now(),
 	}
 	deadline := p.start.Add(plan.Duration)
-	var pace pacer = &closedLoop{end: deadline, total: plan.Total}
+	closed := &closedLoop{end: deadline, total: plan.Total}
+	open := &openLoop{schedule: schedule{start: p.start, end: deadline, rate: plan.Rate, total: plan.Total}}
+	var pace pacer = closed
 	if plan.Rate > 0 {
-		pace = &openLoop{schedule: schedule{start: p.start, end: deadline, rate: plan.Rate, total: plan.Total}}
+		pace = open
 	}
 	stopReport := r.report(stage, phaseState{p.recorder, plan})
 
@@ -220,6 +232,14 @@ func (r *run) phase(ctx, life context.Context, stage string, plan Plan) phase {
 	abandoned := make([]int64, plan.Clients)
 	for i, op := range r.clients {
 		clients.Go(func() { abandoned[i] = drive(ctx, life, pace, op, p.recorder, i, plan.Rate == 0) })
+	}
+	if r.starts != nil {
+		s := &starting{ctx: ctx, life: life, rec: p.recorder, over: &clients, abandoned: abandoned}
+		if plan.Rate > 0 {
+			clients.Go(func() { s.open(r.starts, open) })
+		} else {
+			s.closed(r.starts, closed)
+		}
 	}
 	back := make(chan struct{})
 	go func() { // ends with the clients

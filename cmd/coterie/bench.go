@@ -58,6 +58,7 @@ type benchRun struct {
 	flags func(*pflag.FlagSet)
 
 	target        bench.Target
+	client        string
 	transport     transport.TLSInfo
 	user          string
 	plan          bench.Plan
@@ -83,6 +84,7 @@ func (b *benchRun) command() *cobra.Command {
 	f.DurationVar(&b.plan.WarmUp, "warm-up", time.Second, "the same load before the measuring")
 	f.Float64Var(&b.plan.Rate, "rate", 0, "requests per second, sent when they are due (0: each client waits for its answer)")
 	b.flags(f)
+	f.StringVar(&b.client, "client", "grpc", "grpc: grpc-go's client, or light: one that costs this machine less, and does not connect again")
 	f.IntSliceVar(&b.plan.ServerPIDs, "server-pid", nil, "process of the server on this machine, to report its CPU time and memory (repeatable)")
 	f.BoolVar(&b.json, "json", false, "print the report as JSON")
 	f.BoolVar(&b.plainProgress, "no-progress", false, "no progress bar, even on a terminal")
@@ -115,6 +117,13 @@ func (b *benchRun) run(cmd *cobra.Command) error {
 	}
 	if b.target.TLS, err = b.tlsConfig(); err != nil {
 		return usageError{err}
+	}
+	switch b.client {
+	case "grpc":
+	case "light":
+		b.target.Light = true
+	default:
+		return usageError{fmt.Errorf("--client %q: must be grpc or light", b.client)}
 	}
 	b.target.User, b.target.Password = b.credentials()
 	if os.Getenv("GOGC") == "" {
@@ -213,8 +222,18 @@ func (b *benchRun) showProgress() (hide func()) {
 
 func benchPut() *benchRun {
 	b := &benchRun{name: "put", summary: "Put keys", plan: bench.Plan{Clients: 100}}
-	b.flags = b.dataFlags
-	b.load = func() (bench.Load, error) { return bench.NewPut(b.data) }
+	var idle int
+	b.flags = func(f *pflag.FlagSet) {
+		b.dataFlags(f)
+		f.IntVar(&idle, "idle-watchers", 0, "so many watchers on other keys, on all connections")
+	}
+	b.load = func() (bench.Load, error) {
+		load, err := bench.NewPut(b.data)
+		if err != nil || idle == 0 {
+			return load, err
+		}
+		return bench.NewIdleWatchers(load, idle)
+	}
 	return b
 }
 
@@ -308,6 +327,7 @@ func benchWatchFanout() *benchRun {
 		b.dataFlags(f)
 		f.IntVar(&o.Watchers, "watchers", 100, "watchers in all, each on all keys with the prefix")
 		f.IntVar(&o.Streams, "streams", 0, "watch streams that they share (0: one on each connection)")
+		f.BoolVar(&o.Await, "await", false, "a put ends when all watchers have its event")
 	}
 	b.load = func() (bench.Load, error) { return bench.NewWatchFanout(b.data, o) }
 	return b

@@ -37,6 +37,8 @@ func TestBenchRefusesBadFlags(t *testing.T) {
 		"lease-keepalive --clients 999999999999": "999999999999 clients",
 		"lease-keepalive --ttl 1ms":              "a time to live of 1ms",
 		"put --cacert does-not-exist":            "preparing TLS",
+		"put --client heavy":                     "must be grpc or light",
+		"put --idle-watchers -1":                 "-1 watchers",
 		"put --conns 0 --endpoints 127.0.0.1:1":  "0 connections",
 		"put --dial-timeout 1ms --endpoints :::": "no answer from :::",
 	} {
