@@ -3,10 +3,13 @@ package machine
 import (
 	"bytes"
 	"fmt"
+	"syscall"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/storage/engine"
@@ -93,7 +96,15 @@ func benchApply(b *testing.B, command func(i int) *pb.InternalRaftRequest) {
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
+	before := cpuTime(b)
 	for i := 0; i < b.N; i += benchEntry {
 		apply(entries[i/benchEntry%benchEntries])
 	}
+	b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op") // of flushes and compactions, too
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

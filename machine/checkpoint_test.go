@@ -124,6 +124,9 @@ func TestCheckpointWhileEntriesAreApplied(t *testing.T) {
 		rev := c.KV.Revision()
 		got, _, _, err := c.KV.HashKV(context.Background(), rev)
 		must(t, err)
+		for h.KV.Revision() < rev { // what is committed is not at once published
+			runtime.Gosched()
+		}
 		want, _, _, err := h.KV.HashKV(context.Background(), rev)
 		must(t, err)
 		if got != want {

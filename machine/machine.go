@@ -21,7 +21,6 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -30,6 +29,7 @@ import (
 	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/machine/watch"
 	"github.com/coteriedb/coterie/storage/engine"
+	"github.com/coteriedb/coterie/wire"
 )
 
 var (
@@ -48,11 +48,6 @@ var (
 	keyMembers = []byte("m/members") // JSON
 	keyRemoved = []byte("m/removed") // JSON
 )
-
-// decoding decodes commands. What clients send is decoded with the default limit
-// of nesting and stands a level deeper in a command, so that limit must be
-// larger here: what is in the log cannot be refused any more.
-var decoding = proto.UnmarshalOptions{RecursionLimit: 2 * protowire.DefaultRecursionLimit}
 
 // An engine batch takes whole entries, for it records which was the last, and no
 // more of them once it holds batchBytes. An entry takes no more commands once
@@ -95,6 +90,8 @@ type Machine struct {
 
 	// batchBytes and entryBytes are the constants, but for tests.
 	batchBytes, entryBytes int
+
+	commands wire.Decoder // of Apply's
 
 	applying sync.Mutex // held by Apply, and while a consistent copy is taken
 	applied  atomic.Uint64
@@ -210,13 +207,16 @@ func (m *Machine) Apply(entries []Entry) ([]Result, error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	start := time.Now()
-	var results []Result
+	n := 0
+	for i := range entries {
+		n += max(len(entries[i].Commands), 1)
+	}
+	results := make([]Result, 0, n)
 	for len(entries) > 0 {
-		n, of, err := m.applyBatch(entries)
+		n, err := m.applyBatch(entries, &results)
 		if err != nil {
 			return nil, err
 		}
-		results = append(results, of...)
 		entries = entries[n:]
 	}
 	if took := time.Since(start); m.warn > 0 && took > m.warn {
@@ -227,46 +227,50 @@ func (m *Machine) Apply(entries []Entry) ([]Result, error) {
 	return results, nil
 }
 
-// applyBatch applies the first entries, as many as one engine batch takes, and
-// returns their number and results.
-func (m *Machine) applyBatch(entries []Entry) (n int, results []Result, err error) {
+// applyBatch applies the first entries, as many as one engine batch takes,
+// appends their results, and returns their number.
+func (m *Machine) applyBatch(entries []Entry, results *[]Result) (n int, err error) {
 	b := m.engine.NewBatch()
 	defer b.Close()
 	m.KV.Begin(b)
 	index, term := m.applied.Load(), m.term.Load()
-	for n < len(entries) && b.Len() < m.batchBytes {
+	for n < len(entries) && m.pendingBytes(b) < m.batchBytes {
 		e := &entries[n]
 		if e.Index != index+1 {
-			return 0, nil, fmt.Errorf("machine: entry %d follows entry %d", e.Index, index)
+			return 0, fmt.Errorf("machine: entry %d follows entry %d", e.Index, index)
 		}
-		if results, err = m.applyEntry(b, e, results); err != nil {
-			return 0, nil, fmt.Errorf("machine: entry %d: %w", e.Index, err)
+		if *results, err = m.applyEntry(b, e, *results); err != nil {
+			return 0, fmt.Errorf("machine: entry %d: %w", e.Index, err)
 		}
 		index, term = e.Index, e.Term
 		n++
 	}
+	m.KV.Complete()
 	if err := setApplied(b, index, term); err != nil {
-		return 0, nil, err
+		return 0, err
 	}
 	committing := time.Now()
 	if err := m.engine.Commit(b); err != nil {
-		return 0, nil, err
+		return 0, err
 	}
 	m.onCommit(time.Since(committing))
 	m.applied.Store(index)
 	m.term.Store(term)
 	m.Watch.Publish(m.KV.Publish())
-	return n, results, nil
+	return n, nil
 }
+
+// pendingBytes is what the commands of a batch write, those in progress included.
+func (m *Machine) pendingBytes(b *pebble.Batch) int { return b.Len() + m.KV.PendingBytes() }
 
 // applyEntry appends the results of an entry.
 func (m *Machine) applyEntry(b *pebble.Batch, e *Entry, results []Result) ([]Result, error) {
 	if e.Change != nil {
 		return append(results, result(&pb.EmptyResponse{}, m.Members.apply(b, e.Change))), nil
 	}
-	begin := b.Len()
+	begin := m.pendingBytes(b)
 	for _, c := range e.Commands {
-		if b.Len()-begin >= m.entryBytes {
+		if m.pendingBytes(b)-begin >= m.entryBytes {
 			results = append(results, Result{Err: ErrEntryFull})
 			continue
 		}
@@ -282,8 +286,8 @@ func (m *Machine) applyEntry(b *pebble.Batch, e *Entry, results []Result) ([]Res
 // command evaluates one command. The error is not the client's: it says that
 // this binary does not understand the log.
 func (m *Machine) command(b *pebble.Batch, encoded []byte) (Result, error) {
-	r := &pb.InternalRaftRequest{}
-	if err := decoding.Unmarshal(encoded, r); err != nil {
+	r, err := m.commands.Command(encoded) // nothing keeps r, or shares its memory
+	if err != nil {
 		return Result{}, fmt.Errorf("undecodable command: %w", err)
 	}
 	if err := m.refuse(r); err != nil {

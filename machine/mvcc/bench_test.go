@@ -53,6 +53,7 @@ func BenchmarkPut(b *testing.B) {
 						}
 						i++
 					}
+					h.s.Complete()
 					if commit {
 						if err := h.eng.Commit(eb); err != nil {
 							b.Fatal(err)

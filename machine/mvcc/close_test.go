@@ -27,6 +27,7 @@ func TestCloseWaitsForReaders(t *testing.T) {
 	if _, err := s.Put(&pb.PutRequest{Key: []byte("k"), Value: []byte("v")}); err != nil {
 		t.Fatal(err)
 	}
+	s.Complete()
 	if err := errors.Join(eng.Commit(b), b.Close()); err != nil {
 		t.Fatal(err)
 	}

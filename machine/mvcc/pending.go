@@ -3,6 +3,7 @@ package mvcc
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -25,6 +26,10 @@ type pending struct {
 	// progress last.
 	events []*mvccpb.Event
 	revs   []revisionSpan
+	// sizes has what written was after each of the events; see Complete.
+	sizes []int64
+	// indexBytes is what Complete will add to the batch.
+	indexBytes int
 	// deleted is set once the revision in progress has deleted a key.
 	deleted bool
 	// waiters are told of the end of compactions that the batch asked for.
@@ -45,13 +50,38 @@ type revisionSpan struct {
 // without a map.
 const findByScan = 16
 
-// Begin starts a batch of commands whose writes go to b. The caller commits b
-// and then calls Publish.
+// Begin starts a batch of commands whose writes go to b. The caller calls
+// Complete, commits b, and then calls Publish.
 func (s *Store) Begin(b *pebble.Batch) {
 	w := &s.w
 	w.batch = b
 	w.base = w.rev
 	w.events, w.revs, w.waiters = nil, nil, nil
+	w.sizes, w.indexBytes = w.sizes[:0], 0
+}
+
+// PendingBytes is how many bytes Complete will add to the batch. Apply goroutine
+// only.
+func (s *Store) PendingBytes() int { return s.w.indexBytes }
+
+// Complete adds the records of the revision index to the batch. They come last and
+// together because they are in order, and so go into the engine's memtable
+// several times as fast as between those of the history.
+func (s *Store) Complete() {
+	w := &s.w
+	i := 0
+	for n := range w.revs {
+		r := &w.revs[n]
+		for sub, ev := range w.events[r.start:r.end] {
+			op := w.batch.SetDeferred(revKeyLen, writtenLen+len(ev.Kv.Key))
+			appendRevisionKey(op.Key[:0], w.base+1+int64(n), int64(sub))
+			binary.BigEndian.PutUint64(op.Value, uint64(w.sizes[i]))
+			copy(op.Value[writtenLen:], ev.Kv.Key)
+			finish(op)
+			i++
+		}
+	}
+	w.indexBytes = 0
 }
 
 // RevisionEvents are the changes of one revision, in the order in which they
@@ -176,18 +206,21 @@ func (r *revisionSpan) last(events []*mvccpb.Event, key string) int {
 }
 
 // write appends one version of key, made by the revision in progress, to the
-// batch.
+// batch. Its event is added after it.
 func (w *pending) write(key string, r *record) {
 	main := w.rev + 1
 	hl := historyKeyLen(key)
 	n := w.set(hl, r, func(dst []byte) { appendHistoryKey(dst, key, main) })
 	w.written += recordSize(hl, n, len(key))
-	op := w.batch.SetDeferred(revKeyLen, writtenLen+len(key))
-	appendRevisionKey(op.Key[:0], main, r.sub)
-	binary.BigEndian.PutUint64(op.Value, uint64(w.written))
-	copy(op.Value[writtenLen:], key)
-	finish(op)
+	w.sizes = append(w.sizes, w.written)
+	w.indexBytes += batchedLen(revKeyLen, writtenLen+len(key))
 }
+
+// batchedLen is the number of bytes that a record takes in a batch: its kind, and
+// key and value with their lengths.
+func batchedLen(key, value int) int { return 1 + uvarintLen(key) + key + uvarintLen(value) + value }
+
+func uvarintLen(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
 // supersede makes room for a further change of a key by the revision in
 // progress: the last one, if there was any, moves aside. etcd's checks of

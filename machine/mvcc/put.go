@@ -13,8 +13,7 @@ type putReply struct {
 	header pb.ResponseHeader
 }
 
-// Put applies a put. Key and value of the request belong to the store from
-// then on.
+// Put applies a put. It keeps nothing of the request.
 func (s *Store) Put(r *pb.PutRequest) (*pb.PutResponse, error) {
 	if r.IgnoreValue || r.IgnoreLease || r.Lease != 0 {
 		if err := s.checkPut(&s.w.index.root, r); err != nil {
@@ -82,6 +81,17 @@ func (s *Store) previous(r *pb.PutRequest) *mvccpb.KeyValue {
 	return kv
 }
 
+// clonePair copies a key and a value, in one allocation.
+func clonePair(key, value []byte) (k, v []byte) {
+	b := make([]byte, len(key)+len(value))
+	n := copy(b, key)
+	if len(value) > 0 {
+		v = b[n:]
+		copy(v, value)
+	}
+	return b[:n:n], v
+}
+
 // change puts one key and returns the revision that this makes.
 func (s *Store) change(key, value []byte, leaseID int64) int64 {
 	w := &s.w
@@ -100,8 +110,7 @@ func (s *Store) change(key, value []byte, leaseID int64) int64 {
 
 	w.write(it.key, &record{sub: sub, create: it.create, version: it.version, lease: leaseID, value: value})
 	kv := w.add(mvccpb.Event_PUT)
-	kv.Key = key
-	kv.Value = value
+	kv.Key, kv.Value = clonePair(key, value)
 	kv.CreateRevision = it.create
 	kv.ModRevision = rev
 	kv.Version = it.version

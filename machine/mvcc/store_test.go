@@ -109,6 +109,11 @@ func (h *harness) apply(fn func()) []RevisionEvents {
 	b := h.eng.NewBatch()
 	h.s.Begin(b)
 	fn()
+	want := b.Len() + h.s.PendingBytes()
+	h.s.Complete()
+	if b.Len() != want {
+		h.t.Fatalf("the batch has %d bytes, announced were %d", b.Len(), want)
+	}
 	if err := h.eng.Commit(b); err != nil {
 		h.t.Fatal(err)
 	}
