@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/api"
+	"github.com/coteriedb/coterie/machine"
 )
 
 // snapshotPattern names the files that snapshots are sent from. They exist
@@ -27,7 +28,12 @@ type service struct {
 
 var _ api.Node = (*service)(nil)
 
+func (s *service) ProposeCommand(command []byte, done func(machine.Result)) {
+	s.consensus.Propose(command, done)
+}
+
 func (s *service) ReadIndex(ctx context.Context) error { return s.readIndex(ctx) }
+func (s *service) ReadIndexAsync(done func(error))     { s.consensus.ReadIndex(done) }
 
 func (s *service) Status() api.Status {
 	st := s.consensus.Status()

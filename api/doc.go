@@ -6,6 +6,10 @@
 // that etcd's clients know. It promises that an answer of this package differs from etcd's only
 // where docs say so.
 //
+// On a transport that takes handlers the requests that clients send most wait without a goroutine
+// each: see hot.go. All others, and these on another transport, are the services' generated
+// methods; both ways go through the same functions, and give the same answers.
+//
 // It holds no state of the store and must not know how consensus, the machine or the transport
 // work: it sees a Node, declared here, and registers on any grpc.ServiceRegistrar. What it does
 // own are the long streams of clients: Close ends them, so that a server can stop.

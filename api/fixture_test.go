@@ -37,6 +37,10 @@ type testNode struct {
 	machine *machine.Machine
 	lessor  *lessor.Lessor
 
+	ctx       context.Context // of what nobody waits for any more; ended by cancel
+	cancel    context.CancelFunc
+	proposals sync.WaitGroup
+
 	mu        sync.Mutex
 	index     uint64
 	status    Status
@@ -72,9 +76,12 @@ func newTestNode(t testing.TB) *testNode {
 		members: []*pb.Member{{ID: testMember, Name: "m"}, {ID: 2, IsLearner: true}, {ID: 3}},
 		held:    make(chan struct{}, 16),
 	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.lessor = lessor.New(m.Leases, lessor.Options{})
 	n.lessor.Promote(leaseProposer{n})
 	t.Cleanup(func() {
+		n.cancel()
+		n.proposals.Wait()
 		n.lessor.Close()
 		m.Close()
 		if err := eng.Close(); err != nil {
@@ -122,6 +129,15 @@ func (n *testNode) Propose(ctx context.Context, r *pb.InternalRaftRequest) machi
 	return results[0]
 }
 
+func (n *testNode) ProposeCommand(command []byte, done func(machine.Result)) {
+	r := &pb.InternalRaftRequest{}
+	if err := proto.Unmarshal(command, r); err != nil {
+		done(machine.Result{Err: err})
+		return
+	}
+	n.proposals.Go(func() { done(n.Propose(n.ctx, r)) }) // waited for when the test ends
+}
+
 func (n *testNode) set(change func(*testNode)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -144,6 +160,8 @@ func (n *testNode) ReadIndex(ctx context.Context) error {
 	n.reads++
 	return errors.Join(n.readErr, ctx.Err())
 }
+
+func (n *testNode) ReadIndexAsync(done func(error)) { done(n.ReadIndex(n.ctx)) }
 
 func (n *testNode) readIndexes() int {
 	n.mu.Lock()
@@ -260,6 +278,7 @@ func newTestServer(t testing.TB, change func(*Config)) *testServer {
 	}
 	t.Cleanup(func() {
 		s.Close()
+		n.cancel() // as consensus answers everything in the end
 		ctx, cancel := context.WithTimeout(context.Background(), ts.drain)
 		defer cancel()
 		transport.Stop(ctx)
@@ -286,4 +305,3 @@ func wantHeader(t *testing.T, h *pb.ResponseHeader, rev int64) {
 		t.Errorf("header is %v, want %v", h, want)
 	}
 }
-

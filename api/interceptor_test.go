@@ -52,7 +52,7 @@ func TestClientVersion(t *testing.T) {
 	}
 	// A header that is not text does not reach a server over HTTP/2, but may in process.
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(rpctypes.MetadataClientAPIVersionKey, "\xff"))
-	wantError(t, s.admit(ctx, "unary", &pb.StatusRequest{}, "x"), rpctypes.ErrGRPCInvalidClientAPIVersion)
+	wantError(t, s.admit(contextCaller{ctx}, "unary", &pb.StatusRequest{}, "x"), rpctypes.ErrGRPCInvalidClientAPIVersion)
 	// Whatever clients call themselves, the number of metrics is bounded.
 	for i := range 3 * maxVersions {
 		wantError(t, get(fmt.Sprintf("v%d", i)), nil)
@@ -220,7 +220,7 @@ func BenchmarkIntercept(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		calls.started.Inc()
-		if err := s.admit(ctx, "unary", nil, "/etcdserverpb.KV/Put"); err != nil {
+		if err := s.admit(contextCaller{ctx}, "unary", nil, "/etcdserverpb.KV/Put"); err != nil {
 			b.Fatal(err)
 		}
 		calls.end(nil, time.Millisecond)

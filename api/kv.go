@@ -16,20 +16,11 @@ type kvServer struct {
 
 // Range implements pb.KVServer.
 func (kv kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	if err := checkRange(r); err != nil {
+	resp, err := kv.s.read(ctx, &pb.InternalRaftRequest{Range: r})
+	if err != nil {
 		return nil, err
 	}
-	if !r.Serializable {
-		if err := kv.s.node.ReadIndex(ctx); err != nil {
-			return nil, statusError(err)
-		}
-	}
-	resp, err := kv.s.node.KV().Range(ctx, r)
-	if err != nil {
-		return nil, statusError(err)
-	}
-	resp.Header = kv.s.complete(resp.Header)
-	return resp, nil
+	return resp.(*pb.RangeResponse), nil
 }
 
 // RangeStream implements pb.KVServer.
@@ -57,64 +48,24 @@ func (kv kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServe
 
 // Put implements pb.KVServer.
 func (kv kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
-	// As in etcd room is asked for before anything else, and the answer is the alarm's.
-	if err := kv.s.charge(ctx, putCost(r)); err != nil {
-		return nil, err
-	}
-	if err := checkPut(r); err != nil {
-		return nil, err
-	}
-	resp, err := kv.s.propose(ctx, &pb.InternalRaftRequest{Put: r})
-	if err != nil {
-		return nil, err
-	}
-	put := resp.(*pb.PutResponse)
-	put.Header = kv.s.complete(put.Header)
-	return put, nil
+	return write[*pb.PutResponse](ctx, kv.s, &pb.InternalRaftRequest{Put: r})
 }
 
 // DeleteRange implements pb.KVServer.
 func (kv kvServer) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
-	if err := checkDelete(r); err != nil {
-		return nil, err
-	}
-	resp, err := kv.s.propose(ctx, &pb.InternalRaftRequest{DeleteRange: r})
-	if err != nil {
-		return nil, err
-	}
-	del := resp.(*pb.DeleteRangeResponse)
-	del.Header = kv.s.complete(del.Header)
-	return del, nil
+	return write[*pb.DeleteRangeResponse](ctx, kv.s, &pb.InternalRaftRequest{DeleteRange: r})
 }
 
 // Txn implements pb.KVServer.
 func (kv kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	if err := kv.s.charge(ctx, txnCost(r)); err != nil {
+	if !mvcc.IsReadOnly(r) {
+		return write[*pb.TxnResponse](ctx, kv.s, &pb.InternalRaftRequest{Txn: r})
+	}
+	resp, err := kv.s.read(ctx, &pb.InternalRaftRequest{Txn: r})
+	if err != nil {
 		return nil, err
 	}
-	if err := checkTxn(r, int(kv.s.cfg.MaxTxnOps)); err != nil {
-		return nil, err
-	}
-	var txn *pb.TxnResponse
-	if mvcc.IsReadOnly(r) {
-		if !allSerializable(r) {
-			if err := kv.s.node.ReadIndex(ctx); err != nil {
-				return nil, statusError(err)
-			}
-		}
-		var err error
-		if txn, err = kv.s.node.KV().ReadTxn(ctx, r); err != nil {
-			return nil, statusError(err)
-		}
-	} else {
-		resp, err := kv.s.propose(ctx, &pb.InternalRaftRequest{Txn: r})
-		if err != nil {
-			return nil, err
-		}
-		txn = resp.(*pb.TxnResponse)
-	}
-	txn.Header = kv.s.complete(txn.Header)
-	return txn, nil
+	return resp.(*pb.TxnResponse), nil
 }
 
 // Compact implements pb.KVServer. A physical compaction is answered when history is gone from

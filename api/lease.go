@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"io"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -20,32 +19,12 @@ type leaseServer struct {
 
 // LeaseGrant implements pb.LeaseServer.
 func (ls leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
-	if err := ls.s.charge(ctx, leaseCost); err != nil {
-		return nil, err
-	}
-	if r.ID == 0 {
-		r.ID = newLeaseID()
-	}
-	// Here and not in the machine, because it depends on this member's configuration.
-	r.TTL = max(r.TTL, ls.s.minLeaseTTL)
-	resp, err := ls.s.propose(ctx, &pb.InternalRaftRequest{LeaseGrant: r})
-	if err != nil {
-		return nil, err
-	}
-	grant := resp.(*pb.LeaseGrantResponse)
-	grant.Header = ls.s.complete(grant.Header)
-	return grant, nil
+	return write[*pb.LeaseGrantResponse](ctx, ls.s, &pb.InternalRaftRequest{LeaseGrant: r})
 }
 
 // LeaseRevoke implements pb.LeaseServer.
 func (ls leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	resp, err := ls.s.propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: r})
-	if err != nil {
-		return nil, err
-	}
-	revoke := resp.(*pb.LeaseRevokeResponse)
-	revoke.Header = ls.s.complete(revoke.Header)
-	return revoke, nil
+	return write[*pb.LeaseRevokeResponse](ctx, ls.s, &pb.InternalRaftRequest{LeaseRevoke: r})
 }
 
 // LeaseTimeToLive implements pb.LeaseServer. A lease that does not exist has -1 seconds left.
@@ -80,47 +59,6 @@ func (ls leaseServer) LeaseLeases(context.Context, *pb.LeaseLeasesRequest) (*pb.
 		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: id})
 	}
 	return resp, nil
-}
-
-// LeaseKeepAlive implements pb.LeaseServer. Keep-alives of one stream are answered in order.
-func (ls leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
-	ctx := stream.Context()
-	reqs, failure := receive(ls.s, ctx, stream.Recv)
-	for {
-		select {
-		case <-ctx.Done():
-			return statusError(context.Cause(ctx))
-		case r, ok := <-reqs:
-			if !ok {
-				if errors.Is(*failure, io.EOF) {
-					return nil
-				}
-				return statusError(*failure)
-			}
-			resp, err := ls.keepAlive(ctx, r.ID)
-			if err != nil {
-				return err
-			}
-			if err := stream.Send(resp); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-func (ls leaseServer) keepAlive(ctx context.Context, id int64) (*pb.LeaseKeepAliveResponse, error) {
-	// The header is made first: its revision must not be one at which the lease, renewed now,
-	// has been revoked already.
-	resp := &pb.LeaseKeepAliveResponse{ID: id, Header: ls.s.complete(nil)}
-	err := ls.s.onLeader(ctx, func() (err error) {
-		resp.TTL, err = ls.s.node.Lessor().Renew(ctx, id)
-		return err
-	})
-	if errors.Is(err, lease.ErrNotFound) {
-		resp.TTL = 0 // how a client learns that its lease is gone
-		err = nil
-	}
-	return resp, err
 }
 
 // catchUp is how long a question about a lease waits for this member to have applied what the

@@ -322,6 +322,12 @@ func (t *callTable) of(fullMethod string) *callMetrics {
 	return t.other
 }
 
+// begin notes a call of one message that has been received.
+func (c *callMetrics) begin() {
+	c.started.Inc()
+	c.received.Inc()
+}
+
 // end notes the outcome of a call.
 func (c *callMetrics) end(err error, took time.Duration) {
 	code := codes.OK

@@ -19,9 +19,15 @@ type Node interface {
 	// Propose replicates one command and returns what the machine answered, or an error of
 	// consensus. When ctx ends first the error is ctx's and the command may still take effect.
 	Propose(ctx context.Context, r *pb.InternalRaftRequest) machine.Result
+	// ProposeCommand is Propose for an encoded command, which must not change until done is
+	// called with the result: once, from a goroutine that must not be held up.
+	ProposeCommand(command []byte, done func(machine.Result))
 	// ReadIndex returns when local state includes all that was acknowledged, by any member,
 	// before the call.
 	ReadIndex(ctx context.Context) error
+	// ReadIndexAsync calls done where ReadIndex would return: once, from a goroutine that must
+	// not be held up.
+	ReadIndexAsync(done func(error))
 	// Status is called for every response and must be cheap.
 	Status() Status
 	// DBSize is the space that data takes on disk.

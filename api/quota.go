@@ -33,16 +33,31 @@ func opsCost(ops []*pb.RequestOp) int {
 	return cost
 }
 
-// charge refuses a write for which there is no room, and raises the alarm that makes all
-// members refuse writes. A request that costs nothing always passes.
+// writeCost is what a request is charged with.
+func writeCost(r *pb.InternalRaftRequest) int {
+	switch {
+	case r.Put != nil:
+		return putCost(r.Put)
+	case r.Txn != nil:
+		return txnCost(r.Txn)
+	case r.LeaseGrant != nil:
+		return leaseCost
+	}
+	return 0
+}
+
+// hasRoom tells whether there is room for a write. There always is for one that costs nothing.
 //
 // What counts is the history that is retained, not the size of files: it is known exactly at
 // every moment, and a compaction makes room at once.
-func (s *Server) charge(ctx context.Context, cost int) error {
+func (s *Server) hasRoom(cost int) bool {
 	quota := s.cfg.QuotaBackendBytes
-	if cost == 0 || quota < 0 || s.node.KV().SizeInUse()+int64(cost) < quota {
-		return nil
-	}
+	return cost == 0 || quota < 0 || s.node.KV().SizeInUse()+int64(cost) < quota
+}
+
+// refuseFull refuses a write for which there is no room, after it has raised the alarm that makes
+// all members refuse writes.
+func (s *Server) refuseFull(ctx context.Context) error {
 	if !s.alarmRaised(pb.AlarmType_NOSPACE) {
 		res := s.node.Propose(ctx, &pb.InternalRaftRequest{Alarm: &pb.AlarmRequest{
 			MemberID: s.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE,
@@ -68,13 +83,9 @@ func (s *Server) alarmRaised(t pb.AlarmType) bool {
 // length, and a header with an id.
 const envelopeBytes = 20
 
-// tooLarge tells whether r is above the size that may be replicated. The exact size is computed
-// only when a cheap bound does not settle it.
-func (s *Server) tooLarge(r *pb.InternalRaftRequest) bool {
+// tooLarge tells whether r, whose encoding has size bytes or fewer, is above the size that may be
+// replicated. The exact size is computed only when that bound does not settle it.
+func (s *Server) tooLarge(r *pb.InternalRaftRequest, size int) bool {
 	limit := int(s.cfg.MaxRequestBytes)
-	const fixed = 64 // more than the other fields of a put can take
-	if p := r.GetPut(); p != nil && len(p.Key)+len(p.Value)+fixed+envelopeBytes <= limit {
-		return false
-	}
-	return proto.Size(r)+envelopeBytes > limit
+	return size+envelopeBytes > limit && proto.Size(r)+envelopeBytes > limit
 }

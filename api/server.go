@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/rpc"
 )
@@ -79,6 +80,7 @@ type Server struct {
 
 	minLeaseTTL int64 // seconds
 	streams     streams
+	readers     readers
 	health      *health.Server
 
 	stop  chan struct{}
@@ -117,13 +119,16 @@ func New(cfg Config) *Server {
 		stop:        make(chan struct{}),
 	}
 	s.streams.init()
+	s.readers.init()
 	s.metrics.watchNode(s)
 	s.group.Go(s.watchLeader) // ended by Close
 	return s
 }
 
-// Register registers the services of etcd and gRPC's own health service.
+// Register registers the services of etcd and gRPC's own health service. A transport that takes
+// handlers, as rpc.Server does, is given some for the methods that are called most.
 func (s *Server) Register(to grpc.ServiceRegistrar) {
+	defer s.handleHot(to)
 	to = s.metrics.rpc.registrar(to)
 	pb.RegisterKVServer(to, kvServer{s: s})
 	pb.RegisterWatchServer(to, watchServer{s: s})
@@ -147,14 +152,17 @@ func (s *Server) Close() {
 
 // Wait returns when nothing of the server runs. It is called after Close, when the transport has
 // stopped.
-func (s *Server) Wait() { s.group.Wait() }
+func (s *Server) Wait() {
+	s.group.Wait()
+	s.readers.close()
+}
 
 // Traffic returns what the transport reports message sizes to.
 func (s *Server) Traffic() rpc.Traffic { return s.metrics }
 
 // propose replicates a request that has passed the static checks.
 func (s *Server) propose(ctx context.Context, r *pb.InternalRaftRequest) (any, error) {
-	if s.tooLarge(r) {
+	if s.tooLarge(r, proto.Size(r)) {
 		return nil, rpctypes.ErrGRPCRequestTooLarge
 	}
 	res := s.node.Propose(ctx, r)

@@ -112,28 +112,3 @@ func (s *Server) watchLeader() {
 		}
 	}
 }
-
-// receive calls recv until it fails and passes on what it returns, from a goroutine, because
-// nothing but the end of the handler interrupts a receive. The channel is closed after the
-// error has been stored. The goroutine ends with the handler's stream; Wait waits for it.
-func receive[T any](s *Server, ctx context.Context, recv func() (T, error)) (<-chan T, *error) {
-	reqs := make(chan T)
-	var failure error
-	s.group.Go(func() {
-		defer close(reqs)
-		for {
-			r, err := recv()
-			if err != nil {
-				failure = err
-				return
-			}
-			select {
-			case reqs <- r:
-			case <-ctx.Done():
-				failure = context.Cause(ctx)
-				return
-			}
-		}
-	})
-	return reqs, &failure
-}

@@ -27,15 +27,23 @@ func checkRangeStream(r *pb.RangeRequest) error {
 	if err := checkRange(r); err != nil {
 		return err
 	}
-	inKeyOrder := r.SortOrder == pb.RangeRequest_NONE ||
-		r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND
-	if !inKeyOrder {
+	if !inKeyOrder(r) {
 		return status.Error(codes.Unimplemented, "RangeStream does not support custom sort orders")
 	}
-	if r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0 {
+	if hasFilter(r) {
 		return status.Error(codes.Unimplemented, "RangeStream does not support revision filters")
 	}
 	return nil
+}
+
+// inKeyOrder tells whether a range is wanted in the order that keys are stored in.
+func inKeyOrder(r *pb.RangeRequest) bool {
+	return r.SortOrder == pb.RangeRequest_NONE || r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND
+}
+
+// hasFilter tells whether a range is of keys with some revisions only.
+func hasFilter(r *pb.RangeRequest) bool {
+	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }
 
 func checkPut(r *pb.PutRequest) error {

@@ -83,7 +83,11 @@ func adapt(h Handler) grpc.MethodHandler {
 		defer cancel()
 		w := &waiting{ctx: ctx, in: in.bytes, answered: make(chan struct{})}
 		h(&Call{w})
-		<-w.answered
+		select {
+		case <-w.answered:
+		case <-ctx.Done(): // nobody waits for the answer any more
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
 		if w.err != nil {
 			return nil, w.err
 		}
