@@ -48,8 +48,9 @@ type testNode struct {
 	inUse     int64 // if not 0, what KV says instead of the truth
 	proposed  []*pb.InternalRaftRequest
 	reads     int
-	readErr   error // of ReadIndex
-	failure   error // of Propose
+	confirm   func(done func(error)) // if set, what ReadIndexAsync does
+	readErr   error                  // of ReadIndex
+	failure   error                  // of Propose
 	hold      chan struct{}
 	held      chan struct{} // receives when a proposal is held
 	snapshot  []byte
@@ -161,7 +162,16 @@ func (n *testNode) ReadIndex(ctx context.Context) error {
 	return errors.Join(n.readErr, ctx.Err())
 }
 
-func (n *testNode) ReadIndexAsync(done func(error)) { done(n.ReadIndex(n.ctx)) }
+func (n *testNode) ReadIndexAsync(done func(error)) {
+	n.mu.Lock()
+	confirm := n.confirm
+	n.mu.Unlock()
+	if confirm != nil {
+		confirm(done)
+		return
+	}
+	done(n.ReadIndex(n.ctx))
+}
 
 func (n *testNode) readIndexes() int {
 	n.mu.Lock()
@@ -255,6 +265,12 @@ type testServer struct {
 
 func newTestServer(t testing.TB, change func(*Config)) *testServer {
 	t.Helper()
+	return newTestServerOn(t, change, func(r grpc.ServiceRegistrar) grpc.ServiceRegistrar { return r })
+}
+
+// newTestServerOn returns a server that is registered with what wrap makes of its transport.
+func newTestServerOn(t testing.TB, change func(*Config), wrap func(grpc.ServiceRegistrar) grpc.ServiceRegistrar) *testServer {
+	t.Helper()
 	n := newTestNode(t)
 	cfg := Config{Node: n, Metrics: NewMetrics(true), ClusterID: testCluster, MemberID: testMember}
 	if change != nil {
@@ -265,7 +281,7 @@ func newTestServer(t testing.TB, change func(*Config)) *testServer {
 		UnaryInterceptor: s.InterceptUnary, StreamInterceptor: s.InterceptStream, Traffic: s.Traffic(),
 		MaxRecvBytes: MaxRecvBytes(cfg.MaxRequestBytes),
 	})
-	s.Register(transport)
+	s.Register(wrap(transport))
 	transport.Start()
 	conn, err := transport.Dial()
 	if err != nil {
