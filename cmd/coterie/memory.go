@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+// Go keeps the memory of a burst, such as the answer to a list of everything, for a next one: for minutes where little
+// else is allocated that would make it collect, and a part of it for as long as the process lives. A server is one of
+// several on its machine, so it gives that memory back when the burst is over.
+const (
+	lookEvery = time.Second
+	// A burst is so many bytes allocated since memory was last given back.
+	burstBytes = 64 << 20
+	// It is over when a second allocates no more than this, and no more than a share of the burst. What is in constant use
+	// is therefore never given back: to get it again costs more than to keep it.
+	quietBytes = 4 << 20
+	quietShare = 32
+)
+
+// thrift decides when memory is given back, from the number of bytes that were ever allocated.
+type thrift struct {
+	last, returned uint64 // that number at the last look, and when memory was last given back
+}
+
+// look takes that number, once a second, and reports whether it is time.
+func (t *thrift) look(allocated uint64) bool {
+	burst, now := allocated-t.returned, allocated-t.last
+	t.last = allocated
+	if burst < burstBytes || now > min(quietBytes, burst/quietShare) {
+		return false
+	}
+	t.returned = allocated
+	return true
+}
+
+// giveMemoryBack gives back what bursts leave until ctx ends.
+func giveMemoryBack(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	var t thrift
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		metrics.Read(sample)
+		if t.look(sample[0].Value.Uint64()) {
+			runtime.GC() // what a sync.Pool holds goes with the second collection
+			debug.FreeOSMemory()
+		}
+	}
+}
