@@ -153,6 +153,7 @@ func TestValidate(t *testing.T) {
 		{"negative time", func(c *Config) { c.GRPCKeepAliveTimeout = -1 }, "grpc-keepalive-timeout: -1ns must not be negative"},
 		{"no operations", func(c *Config) { c.MaxTxnOps = 0 }, "max-txn-ops: must be at least 1"},
 		{"huge requests", func(c *Config) { c.MaxRequestBytes = 1 << 40 }, "max-request-bytes: 1099511627776 must be between 1 and 536870912"},
+		{"unknown transport", func(c *Config) { c.Transport = "tcp" }, `transport: "tcp" must be coterie or grpc-go`},
 		{"no streams", func(c *Config) { c.MaxConcurrentStreams = 0 }, "max-concurrent-streams: must be at least 1"},
 		{"compaction batch", func(c *Config) { c.CompactionBatchLimit = -1 }, "compaction-batch-limit: -1 must not be negative"},
 		{"compaction mode", func(c *Config) { c.AutoCompactionMode = "x" }, `unknown auto-compaction-mode "x": want "periodic" or "revision"`},

@@ -216,8 +216,13 @@ func tellOfRefusals(log *zap.Logger) func(net.Addr, error) {
 
 // serverOptions are what all servers have in common.
 func (f *front) serverOptions() rpc.Options {
+	transport := rpc.Coterie
+	if f.cfg.Transport == TransportGRPCGo {
+		transport = rpc.GRPCGo
+	}
 	return rpc.Options{
 		Logger:               f.cfg.Logger,
+		Transport:            transport,
 		UnaryInterceptor:     f.api.InterceptUnary,
 		StreamInterceptor:    f.api.InterceptStream,
 		Traffic:              f.api.Traffic(),

@@ -58,8 +58,9 @@ var mayImport = map[string][]string{
 	"lessor":    {"machine/lease"},
 	"compactor": {},
 
-	// The way in. rpc knows no service; api has no state.
-	"rpc":         {},
+	// The way in. rpc knows no service, and its HTTP/2 no gRPC; api has no state.
+	"rpc":         {"rpc/h2"},
+	"rpc/h2":      {},
 	"api":         {"rpc", "consensus", "lessor", "machine", "machine/*", "wire"},
 	"api/httpapi": {"api", "rpc"},
 

@@ -16,6 +16,9 @@ type Appender interface {
 // Handler answers one unary call, exactly once: now or later, from any goroutine. It runs on the
 // goroutine that reads the connection, so it must not block; Call.Go is for what does.
 //
+// Stop does not wait for a call that nobody can receive the answer of any more, unless Call.Go
+// runs for it.
+//
 // Interceptors do not see the calls of a Handler.
 type Handler func(c *Call)
 

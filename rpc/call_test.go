@@ -45,7 +45,9 @@ func callWith(t *testing.T, o Options, h Handler, ctx context.Context, service s
 	return c.Check(ctx, &healthpb.HealthCheckRequest{Service: service})
 }
 
-func TestHandlerAnswers(t *testing.T) {
+func TestHandlerAnswers(t *testing.T) { onEach(t, testHandlerAnswers) }
+
+func testHandlerAnswers(t *testing.T, transport Transport) {
 	later := make(chan *Call, 1)
 	for name, h := range map[string]Handler{
 		"now":      func(c *Call) { c.Reply(serving) },
@@ -54,7 +56,7 @@ func TestHandlerAnswers(t *testing.T) {
 		"with ctx": func(c *Call) { c.Go(func(ctx context.Context) { _ = ctx.Err(); c.Reply(serving) }) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			resp, err := callWith(t, Options{}, h, t.Context(), "")
+			resp, err := callWith(t, Options{Transport: transport}, h, t.Context(), "")
 			if err != nil || resp.Status != healthpb.HealthCheckResponse_SERVING {
 				t.Errorf("got %v, %v", resp, err)
 			}
@@ -62,7 +64,9 @@ func TestHandlerAnswers(t *testing.T) {
 	}
 }
 
-func TestHandlerErrors(t *testing.T) {
+func TestHandlerErrors(t *testing.T) { onEach(t, testHandlerErrors) }
+
+func testHandlerErrors(t *testing.T, transport Transport) {
 	for _, tt := range []struct {
 		answer func(*Call)
 		want   *status.Status
@@ -77,16 +81,18 @@ func TestHandlerErrors(t *testing.T) {
 		{func(c *Call) { c.Reply(appended{m: &healthpb.HealthCheckRequest{Service: "12345678"}}) },
 			status.New(codes.ResourceExhausted, "grpc: trying to send message larger than max (10 vs. 9)")},
 	} {
-		_, err := callWith(t, Options{MaxSendBytes: 9}, tt.answer, t.Context(), "")
+		_, err := callWith(t, Options{Transport: transport, MaxSendBytes: 9}, tt.answer, t.Context(), "")
 		if got := status.Convert(err); got.Code() != tt.want.Code() || got.Message() != tt.want.Message() {
 			t.Errorf("got %v, want %v", got, tt.want)
 		}
 	}
 }
 
-func TestHandlerSeesTheRequest(t *testing.T) {
+func TestHandlerSeesTheRequest(t *testing.T) { onEach(t, testHandlerSeesTheRequest) }
+
+func testHandlerSeesTheRequest(t *testing.T, transport Transport) {
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "key", "first", "key", "second", "raw-bin", "\x00\xff")
-	_, err := callWith(t, Options{}, func(c *Call) {
+	_, err := callWith(t, Options{Transport: transport}, func(c *Call) {
 		var in healthpb.HealthCheckRequest
 		if err := proto.Unmarshal(c.Request(), &in); err != nil || in.Service != "name" {
 			t.Errorf("request is %v, %v", &in, err)
@@ -119,9 +125,11 @@ func TestHandlerSeesTheRequest(t *testing.T) {
 	}
 }
 
-func TestHandlerContextEndsWithTheCall(t *testing.T) {
+func TestHandlerContextEndsWithTheCall(t *testing.T) { onEach(t, testHandlerContextEndsWithTheCall) }
+
+func testHandlerContextEndsWithTheCall(t *testing.T, transport Transport) {
 	var kept context.Context
-	_, err := callWith(t, Options{}, func(c *Call) {
+	_, err := callWith(t, Options{Transport: transport}, func(c *Call) {
 		kept = c.Context()
 		c.Reply(serving)
 	}, t.Context(), "")
@@ -132,9 +140,13 @@ func TestHandlerContextEndsWithTheCall(t *testing.T) {
 }
 
 func TestHandlerContextEndsWithTheClient(t *testing.T) {
+	onEach(t, testHandlerContextEndsWithTheClient)
+}
+
+func testHandlerContextEndsWithTheClient(t *testing.T, transport Transport) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	_, err := callWith(t, Options{}, func(c *Call) {
+	_, err := callWith(t, Options{Transport: transport}, func(c *Call) {
 		c.Go(func(ctx context.Context) {
 			cancel()
 			<-ctx.Done()
@@ -150,8 +162,10 @@ func TestHandlerContextEndsWithTheClient(t *testing.T) {
 	}
 }
 
-func TestAppenderOnAStream(t *testing.T) {
-	s := NewServer(Options{})
+func TestAppenderOnAStream(t *testing.T) { onEach(t, testAppenderOnAStream) }
+
+func testAppenderOnAStream(t *testing.T, transport Transport) {
+	s := NewServer(Options{Transport: transport})
 	s.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "test", HandlerType: (*any)(nil),
 		Streams: []grpc.StreamDesc{{StreamName: "Two", ServerStreams: true, Handler: func(_ any, stream grpc.ServerStream) error {
@@ -176,8 +190,10 @@ func TestAppenderOnAStream(t *testing.T) {
 	}
 }
 
-func TestHandlerOfAnUnknownMethod(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestHandlerOfAnUnknownMethod(t *testing.T) { onEach(t, testHandlerOfAnUnknownMethod) }
+
+func testHandlerOfAnUnknownMethod(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	f.HandleUnary("/grpc.health.v1.Health/Watch", func(*Call) {}) // not unary
 	defer func() {
 		if recover() == nil {

@@ -26,12 +26,24 @@ const (
 	DefaultIdleTimeout       = 5 * time.Minute
 )
 
+// Transport is what speaks HTTP/2.
+type Transport uint8
+
+const (
+	// Coterie is this package's own transport.
+	Coterie Transport = iota
+	// GRPCGo is grpc-go's, and net/http's for clients that may speak HTTP/1.1 too.
+	GRPCGo
+)
+
 // Options configure a Server. The zero value of a field means its default.
 type Options struct {
 	Logger *zap.Logger
 	// Refused, if set, is told of each connection that ended before it was known what it speaks,
 	// say in its TLS handshake. It must be quick, and is called by several goroutines.
 	Refused func(remote net.Addr, err error)
+	// Transport is what speaks HTTP/2 where gRPC is served. Peers see no difference.
+	Transport Transport
 	// HTTP answers whatever is not gRPC. Nil: such requests get 404.
 	HTTP http.Handler
 
@@ -116,6 +128,8 @@ type Listener struct {
 // Server serves gRPC services and one HTTP handler on any number of listeners.
 type Server struct {
 	o Options
+	// own is the transport; nil before Start, and when it is grpc-go's.
+	own *own
 	// native serves connections that speak only gRPC. shared serves gRPC streams on HTTP/2
 	// connections that net/http owns: a server of its own, because grpc-go cannot stop such
 	// streams gracefully.
@@ -235,20 +249,30 @@ func (s *Server) Start() {
 	}
 	s.started = true
 	checkHandlers(s.services, s.handlers)
+	// This and native's loop below end when Stop closes the handoffs and servers; Stop waits.
+	s.serving.Go(func() { _ = s.http.Serve(s.httpConns) })
+	if s.o.Transport == Coterie {
+		s.own = newOwn(&s.o, s.services, s.handlers)
+		return
+	}
 	for _, svc := range s.services {
 		desc := withHandlers(svc.desc, s.handlers)
 		s.native.RegisterService(desc, svc.impl)
 		s.shared.RegisterService(desc, svc.impl)
 	}
-	// Both end when Stop closes the handoffs and servers; Stop waits.
 	s.serving.Go(func() { _ = s.native.Serve(s.grpcConns) })
-	s.serving.Go(func() { _ = s.http.Serve(s.httpConns) })
 }
 
 // Dial returns a client connection to this server that uses no socket.
 func (s *Server) Dial(opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
 		client, server := net.Pipe()
+		if s.o.Transport == Coterie {
+			if !s.serveInProcess(server) {
+				return nil, net.ErrClosed
+			}
+			return client, nil
+		}
 		select {
 		case s.grpcConns.conns <- server:
 			return client, nil
@@ -263,6 +287,17 @@ func (s *Server) Dial(opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32)),
 	}, opts...)...)
+}
+
+// serveInProcess serves the other end of a pipe. It returns false if the server is not running.
+func (s *Server) serveInProcess(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.own == nil || s.stopped {
+		return false
+	}
+	s.serving.Go(func() { s.own.serve(c, true) }) // ends with the connection; Stop waits
+	return true
 }
 
 // Serve accepts from l until Stop, or until l fails; only then the error is not nil. It closes l.
@@ -371,6 +406,10 @@ func (s *Server) spawnClassify(c *peeked, l Listener) {
 			c.Close()
 			return
 		}
+		if to == s.grpcConns && s.own != nil {
+			s.own.serve(conn, l.Protocols == GRPCOnly)
+			return
+		}
 		to.deliver(conn)
 	}()
 }
@@ -436,7 +475,7 @@ func (s *Server) classifyTLS(c *peeked, l Listener) (*handoff, net.Conn, error) 
 	switch {
 	case l.Protocols == GRPCOnly && !h2:
 		return nil, nil, errors.New("gRPC over TLS needs ALPN to choose h2")
-	case l.Protocols == GRPCOnly, l.Protocols == GRPCAndHTTP && h2 && !c.alsoHTTP1:
+	case l.Protocols == GRPCOnly, l.Protocols == GRPCAndHTTP && h2 && (!c.alsoHTTP1 || s.own != nil):
 		return s.grpcConns, t, nil
 	}
 	return s.httpConns, t, nil
@@ -458,7 +497,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.httpEnded {
 		return
 	}
-	if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+	if s.own == nil && r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 		s.shared.ServeHTTP(w, r)
 		return
 	}
@@ -479,6 +518,7 @@ func (s *Server) Stop(ctx context.Context) {
 	for c := range s.pending {
 		c.Close()
 	}
+	own := s.own
 	s.mu.Unlock()
 
 	if err := s.http.Shutdown(ctx); err != nil {
@@ -490,17 +530,24 @@ func (s *Server) Stop(ctx context.Context) {
 	s.httpEnded = true
 	s.inHTTP.Unlock()
 
+	drain, cut := s.native.GracefulStop, s.native.Stop
+	if own != nil {
+		drain, cut = own.drain, own.server.Close
+	}
 	graceful := make(chan struct{})
-	// Ends when all requests have ended, which Stop below forces if they do not.
+	// Ends when all requests have ended, which cut forces if they do not.
 	go func() {
 		defer close(graceful)
-		s.native.GracefulStop()
+		drain()
 	}()
 	select {
 	case <-graceful:
 	case <-ctx.Done():
-		s.native.Stop()
+		cut()
 		<-graceful
+	}
+	if own != nil {
+		own.server.Close()
 	}
 	s.grpcConns.Close()
 	s.serving.Wait()

@@ -66,6 +66,12 @@ func (s *testService) Watch(_ *healthpb.HealthCheckRequest, stream healthpb.Heal
 	return stream.Context().Err()
 }
 
+// onEach runs a test on both transports: nobody is to notice which it is.
+func onEach(t *testing.T, test func(*testing.T, Transport)) {
+	t.Run("coterie", func(t *testing.T) { test(t, Coterie) })
+	t.Run("grpc-go", func(t *testing.T) { test(t, GRPCGo) })
+}
+
 type fixture struct {
 	*Server
 	service *testService
@@ -173,8 +179,10 @@ func certificate(t *testing.T) (server, client *tls.Config) {
 	return &tls.Config{Certificates: s.TLS.Certificates}, &tls.Config{RootCAs: roots, ServerName: "example.com"}
 }
 
-func TestSharedPort(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestSharedPort(t *testing.T) { onEach(t, testSharedPort) }
+
+func testSharedPort(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	addr := f.listen(t, Listener{})
 	mustCheck(t, dial(t, addr, insecure.NewCredentials()))
 	if got, want := get(t, httpClient(nil, false), "http://"+addr+"/x"), "HTTP/1.1 /x tls=false"; got != want {
@@ -182,8 +190,10 @@ func TestSharedPort(t *testing.T) {
 	}
 }
 
-func TestTLSPort(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestTLSPort(t *testing.T) { onEach(t, testTLSPort) }
+
+func testTLSPort(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	server, client := certificate(t)
 	addr := f.listen(t, Listener{TLS: server})
 	tests := []struct {
@@ -244,8 +254,10 @@ func rawGet(t *testing.T, c net.Conn) string {
 	return string(b)
 }
 
-func TestTLSAndPlaintextOnOnePort(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestTLSAndPlaintextOnOnePort(t *testing.T) { onEach(t, testTLSAndPlaintextOnOnePort) }
+
+func testTLSAndPlaintextOnOnePort(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	server, client := certificate(t)
 	addr := f.listen(t, Listener{TLS: server, Plaintext: true})
 	if got := peerOf(t, dial(t, addr, credentials.NewTLS(client))); got != "tls h2" {
@@ -260,7 +272,11 @@ func TestTLSAndPlaintextOnOnePort(t *testing.T) {
 }
 
 func TestClientHelloIsPassedToTheCallersHook(t *testing.T) {
-	f := newFixture(t, Options{})
+	onEach(t, testClientHelloIsPassedToTheCallersHook)
+}
+
+func testClientHelloIsPassedToTheCallersHook(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	server, client := certificate(t)
 	var asked atomic.Int32
 	reloading := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -276,8 +292,10 @@ func TestClientHelloIsPassedToTheCallersHook(t *testing.T) {
 	}
 }
 
-func TestSplitPorts(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestSplitPorts(t *testing.T) { onEach(t, testSplitPorts) }
+
+func testSplitPorts(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	grpcAddr := f.listen(t, Listener{Protocols: GRPCOnly})
 	httpAddr := f.listen(t, Listener{Protocols: HTTPOnly})
 	mustCheck(t, dial(t, grpcAddr, insecure.NewCredentials()))
@@ -290,8 +308,10 @@ func TestSplitPorts(t *testing.T) {
 }
 
 // Garbage ends the connection that it came on and leaves the others alone.
-func TestGarbage(t *testing.T) {
-	f := newFixture(t, Options{HandshakeTimeout: 200 * time.Millisecond, ReadHeaderTimeout: 200 * time.Millisecond})
+func TestGarbage(t *testing.T) { onEach(t, testGarbage) }
+
+func testGarbage(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport, HandshakeTimeout: 200 * time.Millisecond, ReadHeaderTimeout: 200 * time.Millisecond})
 	server, _ := certificate(t)
 	for name, addr := range map[string]string{"plain": f.listen(t, Listener{}), "tls": f.listen(t, Listener{TLS: server})} {
 		good := []byte("GET / HTTP/1.1\r\n")
@@ -337,8 +357,10 @@ func TestGarbage(t *testing.T) {
 }
 
 // A client that speaks TLS to a port without it is hung up on, rather than left waiting for an answer in TLS.
-func TestTLSToAPortWithout(t *testing.T) {
-	f := newFixture(t, Options{HandshakeTimeout: time.Hour, ReadHeaderTimeout: time.Hour})
+func TestTLSToAPortWithout(t *testing.T) { onEach(t, testTLSToAPortWithout) }
+
+func testTLSToAPortWithout(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport, HandshakeTimeout: time.Hour, ReadHeaderTimeout: time.Hour})
 	c, err := net.Dial("tcp", f.listen(t, Listener{}))
 	if err != nil {
 		t.Fatal(err)
@@ -354,8 +376,10 @@ func TestTLSToAPortWithout(t *testing.T) {
 	}
 }
 
-func TestOtherConnectionsSurviveGarbage(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestOtherConnectionsSurviveGarbage(t *testing.T) { onEach(t, testOtherConnectionsSurviveGarbage) }
+
+func testOtherConnectionsSurviveGarbage(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	addr := f.listen(t, Listener{})
 	client := dial(t, addr, insecure.NewCredentials())
 	done := make(chan error, 1)
@@ -378,7 +402,9 @@ func TestOtherConnectionsSurviveGarbage(t *testing.T) {
 	}
 }
 
-func TestUnixSocket(t *testing.T) {
+func TestUnixSocket(t *testing.T) { onEach(t, testUnixSocket) }
+
+func testUnixSocket(t *testing.T, transport Transport) {
 	path := filepath.Join(t.TempDir(), "s")
 	u := url.URL{Scheme: "unix", Path: path}
 	l, err := Listen(t.Context(), u, ListenOptions{})
@@ -394,12 +420,14 @@ func TestUnixSocket(t *testing.T) {
 	if l, err = Listen(t.Context(), u, ListenOptions{}); err != nil {
 		t.Fatalf("a dead socket was not replaced: %v", err)
 	}
-	f := newFixture(t, Options{})
+	f := newFixture(t, Options{Transport: transport})
 	f.listen(t, Listener{Listener: l})
 	mustCheck(t, dial(t, "unix:"+path, insecure.NewCredentials()))
 }
 
-func TestListenReusePort(t *testing.T) {
+func TestListenReusePort(t *testing.T) { onEach(t, testListenReusePort) }
+
+func testListenReusePort(t *testing.T, transport Transport) {
 	u := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
 	a, err := Listen(t.Context(), u, ListenOptions{ReusePort: true, ReuseAddress: true})
 	if err != nil {
@@ -418,8 +446,10 @@ func TestListenReusePort(t *testing.T) {
 	}
 }
 
-func TestInProcess(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestInProcess(t *testing.T) { onEach(t, testInProcess) }
+
+func testInProcess(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	f.Start()
 	cc, err := f.Dial()
 	if err != nil {
@@ -429,8 +459,10 @@ func TestInProcess(t *testing.T) {
 	mustCheck(t, healthpb.NewHealthClient(cc))
 }
 
-func TestStopWaitsForRequests(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestStopWaitsForRequests(t *testing.T) { onEach(t, testStopWaitsForRequests) }
+
+func testStopWaitsForRequests(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	addr := f.listen(t, Listener{})
 	client := dial(t, addr, insecure.NewCredentials())
 	done := make(chan error, 1)
@@ -463,8 +495,10 @@ func TestStopWaitsForRequests(t *testing.T) {
 	<-stopped
 }
 
-func TestStopCutsStreamsAtTheDeadline(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestStopCutsStreamsAtTheDeadline(t *testing.T) { onEach(t, testStopCutsStreamsAtTheDeadline) }
+
+func testStopCutsStreamsAtTheDeadline(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	addr := f.listen(t, Listener{})
 	server, tlsClient := certificate(t)
 	tlsClient.NextProtos = []string{"h2", "http/1.1"} // a stream on net/http's server
@@ -491,8 +525,10 @@ func TestStopCutsStreamsAtTheDeadline(t *testing.T) {
 	f.Stop(ctx)
 }
 
-func TestMaxConns(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestMaxConns(t *testing.T) { onEach(t, testMaxConns) }
+
+func testMaxConns(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	addr := f.listen(t, Listener{MaxConns: 1})
 	first, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -529,9 +565,11 @@ type traffic struct{ sent, received atomic.Int64 }
 func (t *traffic) Sent(n int)     { t.sent.Add(int64(n)) }
 func (t *traffic) Received(n int) { t.received.Add(int64(n)) }
 
-func TestTraffic(t *testing.T) {
+func TestTraffic(t *testing.T) { onEach(t, testTraffic) }
+
+func testTraffic(t *testing.T, transport Transport) {
 	var seen traffic
-	f := newFixture(t, Options{Traffic: &seen})
+	f := newFixture(t, Options{Transport: transport, Traffic: &seen})
 	addr := f.listen(t, Listener{})
 	c := dial(t, addr, insecure.NewCredentials())
 	if _, err := c.Check(t.Context(), &healthpb.HealthCheckRequest{Service: "12345678"}); err != nil {
@@ -543,8 +581,10 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
-func TestMessageTooLarge(t *testing.T) {
-	f := newFixture(t, Options{MaxRecvBytes: 100})
+func TestMessageTooLarge(t *testing.T) { onEach(t, testMessageTooLarge) }
+
+func testMessageTooLarge(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport, MaxRecvBytes: 100})
 	c := dial(t, f.listen(t, Listener{}), insecure.NewCredentials())
 	_, err := c.Check(t.Context(), &healthpb.HealthCheckRequest{Service: strings.Repeat("x", 200)})
 	if status.Code(err) != codes.ResourceExhausted {
@@ -552,8 +592,10 @@ func TestMessageTooLarge(t *testing.T) {
 	}
 }
 
-func TestServeAfterStop(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestServeAfterStop(t *testing.T) { onEach(t, testServeAfterStop) }
+
+func testServeAfterStop(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	f.Stop(t.Context())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -568,8 +610,10 @@ func TestServeAfterStop(t *testing.T) {
 }
 
 // An accept error that passes does not end the listener; one that stays does.
-func TestAcceptErrors(t *testing.T) {
-	f := newFixture(t, Options{})
+func TestAcceptErrors(t *testing.T) { onEach(t, testAcceptErrors) }
+
+func testAcceptErrors(t *testing.T, transport Transport) {
+	f := newFixture(t, Options{Transport: transport})
 	broken := errors.New("broken")
 	l := &failingListener{errs: []error{syscall.EMFILE, syscall.ENFILE, broken}}
 	if err := f.Serve(Listener{Listener: l}); !errors.Is(err, broken) {

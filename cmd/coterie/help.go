@@ -57,7 +57,7 @@ func printReference(w io.Writer) {
 
 # Flags of coterie server
 
-The flags are etcd 3.7's, with etcd's names, meanings and defaults, and one of Coterie's own, `+"`--snapshot-send-rate`"+`; where
+The flags are etcd 3.7's, with etcd's names, meanings and defaults, and two of Coterie's own, `+"`--snapshot-send-rate` and `--transport`"+`; where
 a default differs, it is because Coterie's directory has another name. `+"`--data-dir`"+` can be written `+"`-data-dir`"+`, and as the variable `+"`ETCD_DATA_DIR`"+`. Setting
 both a flag and its variable is an error, as in etcd. With `+"`--config-file`"+` all others are ignored, as in etcd; the last
 column is the key in that file, where it is not the flag's name. Durations in the file are whole nanoseconds.

@@ -167,7 +167,7 @@ func TestEveryOptionIsRight(t *testing.T) {
 func otherValue(t *testing.T, o *option) string {
 	switch v := o.value.(type) {
 	case *scalar[string]:
-		for _, s := range []string{"other", "existing", "gone", "zap"} {
+		for _, s := range []string{"other", "existing", "gone", "zap", coterie.TransportGRPCGo} {
 			if _, err := v.parse(s); err == nil {
 				return s
 			}

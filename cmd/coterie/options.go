@@ -112,6 +112,7 @@ func options(s *settings) []option {
 		option{name: "grpc-keepalive-min-time", value: duration(&c.GRPCKeepAliveMinTime), usage: "Least time between two pings of a client."},
 		option{name: "grpc-keepalive-interval", value: duration(&c.GRPCKeepAliveInterval), usage: "Silence after which the server pings a client. 0 is never."},
 		option{name: "grpc-keepalive-timeout", value: duration(&c.GRPCKeepAliveTimeout), usage: "Wait for the answer to such a ping before the connection is closed."},
+		option{name: "transport", value: oneOf(&c.Transport, coterie.TransportCoterie, coterie.TransportGRPCGo), usage: "What speaks HTTP/2 with clients: 'coterie', or 'grpc-go', which does the same at several times the cost. Coterie's own."},
 		option{name: "socket-reuse-port", file: "socket-options.reuse-port", value: boolean(&c.SocketReusePort), usage: "Set SO_REUSEPORT on listeners."},
 		option{name: "socket-reuse-address", file: "socket-options.reuse-address", value: boolean(&c.SocketReuseAddress), usage: "Set SO_REUSEADDR on listeners."},
 		option{name: "enable-grpc-gateway", value: boolean(&c.EnableGRPCGateway), usage: "Serve the JSON API under /v3/."},

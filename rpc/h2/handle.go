@@ -1,0 +1,505 @@
+package h2
+
+import (
+	"encoding/binary"
+	"time"
+)
+
+// handle handles a frame, on the reading goroutine.
+func (c *Conn) handle(f *frame) error {
+	if c.block.stream != 0 && (f.kind != frameContinuation || f.stream != c.block.stream) {
+		return connError{Protocol, "a header block is interrupted"}
+	}
+	switch f.kind {
+	case frameData:
+		return c.handleData(f)
+	case frameHeaders:
+		return c.handleHeaders(f)
+	case framePriority:
+		return c.handlePriority(f)
+	case frameReset:
+		return c.handleReset(f)
+	case frameSettings:
+		return c.handleSettings(f)
+	case framePushPromise:
+		return connError{Protocol, "PUSH_PROMISE from a client"}
+	case framePing:
+		return c.handlePing(f)
+	case frameGoAway:
+		return c.handleGoAway(f)
+	case frameWindowUpdate:
+		return c.handleWindowUpdate(f)
+	case frameContinuation:
+		return c.handleContinuation(f)
+	}
+	return nil // frames of unknown types are ignored (RFC 9113, section 5.5)
+}
+
+// idle tells whether a stream has not been opened.
+func (c *Conn) idle(id uint32) bool { return id > c.lastID || id%2 == 0 }
+
+func (c *Conn) handleData(f *frame) error {
+	if f.stream == 0 || c.idle(f.stream) {
+		return connError{Protocol, "DATA for a stream that is not open"}
+	}
+	payload, err := unpadded(f)
+	if err != nil {
+		return err
+	}
+	if c.recvWindow -= f.length; c.recvWindow < 0 {
+		return connError{FlowControl, "more DATA than allowed"}
+	}
+	if c.recvCredit += f.length; c.recvCredit >= c.s.cfg.ConnWindow/2 {
+		c.recvWindow += c.recvCredit
+		c.mu.Lock()
+		c.control(appendWindowUpdate(nil, 0, uint32(c.recvCredit)))
+		c.mu.Unlock()
+		c.recvCredit = 0
+	}
+	end := f.has(flagEndStream)
+
+	c.mu.Lock()
+	s := c.table.get(f.stream)
+	if s == nil {
+		late := c.answeredEarly(f.stream, end)
+		c.mu.Unlock()
+		if late {
+			return nil
+		}
+		return streamError{f.stream, StreamClosed, "DATA for a stream that has ended"}
+	}
+	if s.remoteDone {
+		c.mu.Unlock()
+		return streamError{f.stream, StreamClosed, "DATA after the end"}
+	}
+	if s.recvWindow -= f.length; s.recvWindow < 0 {
+		c.mu.Unlock()
+		return streamError{f.stream, FlowControl, "more DATA than allowed"}
+	}
+	s.received += int64(len(payload))
+	if want := s.header.ContentLength; want >= 0 && (s.received > want || end && s.received < want) {
+		c.mu.Unlock()
+		return streamError{f.stream, Protocol, "not as long as content-length says"}
+	}
+	s.remoteDone = end
+	switch s.body {
+	case Discard:
+		s.credit(f.length)
+	case Flow:
+		s.credit(f.length - len(payload))
+		s.in = append(s.in, payload...)
+		s.change.Broadcast()
+		if c.heldBytes += len(payload); c.heldBytes > c.s.cfg.MaxHeldBytes {
+			c.reset(s, EnhanceYourCalm, ErrReset)
+		}
+	case Collect:
+		return c.collect(s, f.length, payload) // unlocks
+	}
+	c.mu.Unlock()
+	return nil
+}
+
+// collect adds to a body, and hands it over when it is complete or too large. It unlocks.
+func (c *Conn) collect(s *Stream, length int, payload []byte) error {
+	end := s.remoteDone
+	if s.whole == nil && end {
+		c.handOver(s, payload, len(payload) <= c.s.cfg.MaxBodyBytes)
+		return nil
+	}
+	s.credit(length)
+	s.whole = append(s.whole, payload...)
+	c.heldBytes += len(payload)
+	switch tooLarge := len(s.whole) > c.s.cfg.MaxBodyBytes; {
+	case end || tooLarge:
+		whole := s.whole
+		c.heldBytes -= len(whole)
+		s.whole = nil
+		s.body = Discard
+		c.handOver(s, whole, !tooLarge)
+		return nil
+	case c.heldBytes > c.s.cfg.MaxHeldBytes:
+		c.reset(s, EnhanceYourCalm, ErrReset)
+	}
+	c.mu.Unlock()
+	return nil
+}
+
+// handOver gives a body to the Handler. It unlocks.
+func (c *Conn) handOver(s *Stream, body []byte, whole bool) {
+	s.hold()
+	c.mu.Unlock()
+	c.s.cfg.Handler.Whole(s, body, whole)
+}
+
+func (c *Conn) handleHeaders(f *frame) error {
+	if f.stream%2 == 0 {
+		return connError{Protocol, "HEADERS for a stream that clients do not open"}
+	}
+	p, err := unpadded(f)
+	if err != nil {
+		return err
+	}
+	self := false
+	if f.has(flagPriority) {
+		if len(p) < 5 {
+			return connError{FrameSize, "HEADERS without its priority"}
+		}
+		self = binary.BigEndian.Uint32(p)&(1<<31-1) == f.stream
+		p = p[5:]
+	}
+	b := header{stream: f.stream, end: f.has(flagEndStream), self: self}
+	if f.has(flagEndHeaders) {
+		b.bytes = p
+		return c.handleBlock(&b)
+	}
+	b.bytes = append([]byte(nil), p...)
+	c.block = b
+	return nil
+}
+
+func (c *Conn) handleContinuation(f *frame) error {
+	if c.block.stream == 0 {
+		return connError{Protocol, "CONTINUATION of nothing"}
+	}
+	b := &c.block
+	b.bytes = append(b.bytes, f.payload...)
+	if b.frames++; b.frames > maxContinuations || len(b.bytes) > c.s.cfg.MaxHeaderBytes {
+		return connError{EnhanceYourCalm, "a header block that is too large"}
+	}
+	if !f.has(flagEndHeaders) {
+		return nil
+	}
+	whole := *b
+	c.block = header{}
+	return c.handleBlock(&whole)
+}
+
+// handleBlock handles a complete header block: of a request, or of its trailer.
+func (c *Conn) handleBlock(b *header) error {
+	if b.stream <= c.lastID {
+		return c.handleTrailer(b)
+	}
+	h, varying, err := c.headers.read(b.bytes)
+	if se, ok := err.(streamError); ok {
+		c.lastID = b.stream
+		c.noteOpened(b.stream, true)
+		se.stream = b.stream
+		return se
+	}
+	if err != nil {
+		return err
+	}
+	c.lastID = b.stream
+	if b.self {
+		c.noteOpened(b.stream, true)
+		return streamError{b.stream, Protocol, "a stream that depends on itself"}
+	}
+	if b.end && h.ContentLength > 0 {
+		c.noteOpened(b.stream, true)
+		return streamError{b.stream, Protocol, "content-length without a body"}
+	}
+	s := c.open(b.stream, h, varying, b.end)
+	if s == nil {
+		return nil
+	}
+	body := c.s.cfg.Handler.Request(s)
+	if body == Flow {
+		return nil // what comes is kept as if it were so from the beginning
+	}
+	c.mu.Lock()
+	s.body = body
+	if body == Collect && b.end && !s.ended {
+		c.handOver(s, nil, true)
+		return nil
+	}
+	c.mu.Unlock()
+	return nil
+}
+
+// handleTrailer handles a second header block of a stream.
+func (c *Conn) handleTrailer(b *header) error {
+	err := c.headers.readTrailer(b.bytes)
+	if se, ok := err.(streamError); ok {
+		se.stream = b.stream
+		return se
+	}
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	s := c.table.get(b.stream)
+	switch {
+	case s == nil:
+		known := c.opened[b.stream>>1&31]
+		c.mu.Unlock()
+		switch {
+		case known.id != b.stream:
+			return connError{Protocol, "HEADERS for an older stream than the last"}
+		case known.done:
+			return connError{StreamClosed, "HEADERS for a stream that has ended"}
+		}
+		return nil // it was answered before its end
+	case s.remoteDone:
+		c.mu.Unlock()
+		return streamError{b.stream, StreamClosed, "HEADERS after the end"}
+	case !b.end:
+		c.mu.Unlock()
+		return streamError{b.stream, Protocol, "a trailer that does not end the stream"}
+	case s.header.ContentLength >= 0 && s.received != s.header.ContentLength:
+		c.mu.Unlock()
+		return streamError{b.stream, Protocol, "not as long as content-length says"}
+	}
+	s.remoteDone = true
+	if s.body == Collect {
+		whole := s.whole
+		c.heldBytes -= len(whole)
+		s.whole = nil
+		c.handOver(s, whole, true)
+		return nil
+	}
+	s.change.Broadcast()
+	c.mu.Unlock()
+	return nil
+}
+
+// open makes a stream, unless the connection has reached a bound.
+func (c *Conn) open(id uint32, h *Header, varying string, end bool) *Stream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.abandoned > c.s.cfg.MaxAbandoned {
+		c.pause()
+	}
+	if c.closed || c.finishing {
+		return nil
+	}
+	if code := c.refusal(); code != NoError {
+		c.opened[id>>1&31] = openedStream{id, end}
+		c.control(appendReset(nil, id, code))
+		return nil
+	}
+	var s *Stream
+	if n := len(c.free); n > 0 {
+		s = c.free[n-1]
+		c.free = c.free[:n-1]
+	} else {
+		s = &Stream{c: c}
+		s.change.L = &c.mu
+	}
+	s.id, s.header, s.varying = id, h, varying
+	s.body, s.remoteDone = Flow, end
+	s.recvWindow, s.sendWindow = c.s.cfg.StreamWindow, c.initial
+	c.opened[id>>1&31] = openedStream{id, end}
+	c.lastTaken = id
+	c.table.put(s)
+	return s
+}
+
+// refusal says why no stream can be opened.
+func (c *Conn) refusal() Code {
+	switch {
+	case c.goneAway, uint32(c.table.n) >= c.s.cfg.MaxStreams:
+		return RefusedStream // it may be tried again, elsewhere or later
+	case c.unsent > c.s.cfg.MaxUnsentBytes:
+		return EnhanceYourCalm
+	}
+	return NoError
+}
+
+// noteOpened remembers a stream that ended before it began.
+func (c *Conn) noteOpened(id uint32, done bool) {
+	c.mu.Lock()
+	c.opened[id>>1&31] = openedStream{id, done}
+	c.mu.Unlock()
+}
+
+// answeredEarly tells whether a stream that has ended was answered before the peer had said its
+// last, so that more may come; and notes when that has.
+func (c *Conn) answeredEarly(id uint32, end bool) bool {
+	known := &c.opened[id>>1&31]
+	early := known.id == id && !known.done
+	if early && end {
+		known.done = true
+	}
+	return early
+}
+
+// pause waits until the Handler has released half of the abandoned streams. What has been
+// answered is written meanwhile.
+func (c *Conn) pause() {
+	c.paused = true
+	c.batch.Store(false)
+	c.scheduleFlush()
+	for c.abandoned > c.s.cfg.MaxAbandoned/2 && !c.closed {
+		c.released.Wait()
+	}
+	c.batch.Store(true)
+	c.paused = false
+}
+
+func (c *Conn) handlePriority(f *frame) error {
+	switch {
+	case f.stream == 0:
+		return connError{Protocol, "PRIORITY of no stream"}
+	case f.length != 5:
+		return streamError{f.stream, FrameSize, "PRIORITY of a wrong size"}
+	case binary.BigEndian.Uint32(f.payload)&(1<<31-1) == f.stream:
+		return streamError{f.stream, Protocol, "a stream that depends on itself"}
+	}
+	return nil
+}
+
+func (c *Conn) handleReset(f *frame) error {
+	switch {
+	case f.length != 4:
+		return connError{FrameSize, "RST_STREAM of a wrong size"}
+	case f.stream == 0 || c.idle(f.stream):
+		return connError{Protocol, "RST_STREAM of a stream that is not open"}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.table.get(f.stream); s != nil {
+		s.remoteDone = true
+		c.end(s, ErrReset)
+		return nil
+	}
+	if known := &c.opened[f.stream>>1&31]; known.id == f.stream {
+		known.done = true
+	}
+	return nil
+}
+
+func (c *Conn) handleSettings(f *frame) error {
+	switch {
+	case f.stream != 0:
+		return connError{Protocol, "SETTINGS of a stream"}
+	case f.has(flagAck) && f.length != 0, f.length%6 != 0:
+		return connError{FrameSize, "SETTINGS of a wrong size"}
+	case f.has(flagAck):
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p := f.payload; len(p) > 0; p = p[6:] {
+		if err := c.set(setting{binary.BigEndian.Uint16(p), binary.BigEndian.Uint32(p[2:])}); err != nil {
+			return err
+		}
+	}
+	c.control(appendFrameHeader(nil, 0, frameSettings, flagAck, 0))
+	return nil
+}
+
+func (c *Conn) set(s setting) error {
+	switch s.id {
+	case settingTableSize:
+		c.encoder.setTableSize(s.value)
+	case settingEnablePush:
+		if s.value > 1 {
+			return connError{Protocol, "ENABLE_PUSH is neither 0 nor 1"}
+		}
+	case settingMaxFrame:
+		if s.value < maxFrame || s.value > 1<<24-1 {
+			return connError{Protocol, "MAX_FRAME_SIZE is out of range"}
+		}
+	case settingInitialWindow:
+		if s.value > maxWindow {
+			return connError{FlowControl, "INITIAL_WINDOW_SIZE is too large"}
+		}
+		by := int(s.value) - c.initial
+		c.initial = int(s.value)
+		tooLarge := false
+		c.table.each(func(s *Stream) {
+			s.sendWindow += by
+			tooLarge = tooLarge || s.sendWindow > maxWindow
+			c.enqueue(s)
+		})
+		if tooLarge {
+			return connError{FlowControl, "INITIAL_WINDOW_SIZE makes a window too large"}
+		}
+		c.pump()
+	}
+	return nil
+}
+
+func (c *Conn) handlePing(f *frame) error {
+	switch {
+	case f.stream != 0:
+		return connError{Protocol, "PING of a stream"}
+	case f.length != 8:
+		return connError{FrameSize, "PING of a wrong size"}
+	}
+	var data [8]byte
+	copy(data[:], f.payload)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.has(flagAck) {
+		if data == drainPing {
+			c.goAwayNow()
+		}
+		return nil
+	}
+	c.control(appendPing(nil, flagAck, data))
+	now := time.Now()
+	last := c.lastPing
+	c.lastPing = now
+	if c.sentData {
+		c.sentData = false
+		c.pingStrikes = 0
+		return nil
+	}
+	shortest := c.s.cfg.PingMinTime
+	if c.table.n == 0 {
+		shortest = pingWithoutStreams
+	}
+	if last.Add(shortest).After(now) {
+		c.pingStrikes++
+	}
+	if c.pingStrikes > maxPingStrikes {
+		return connError{EnhanceYourCalm, "too_many_pings"}
+	}
+	return nil
+}
+
+func (c *Conn) handleGoAway(f *frame) error {
+	switch {
+	case f.stream != 0:
+		return connError{Protocol, "GOAWAY of a stream"}
+	case f.length < 8:
+		return connError{FrameSize, "GOAWAY of a wrong size"}
+	}
+	return nil // the client opens no more streams; that is all there is to it
+}
+
+func (c *Conn) handleWindowUpdate(f *frame) error {
+	if f.length != 4 {
+		return connError{FrameSize, "WINDOW_UPDATE of a wrong size"}
+	}
+	if f.stream != 0 && c.idle(f.stream) {
+		return connError{Protocol, "WINDOW_UPDATE of a stream that is not open"}
+	}
+	by := int(binary.BigEndian.Uint32(f.payload) & maxWindow)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f.stream == 0 {
+		if by == 0 {
+			return connError{Protocol, "WINDOW_UPDATE by nothing"}
+		}
+		if c.sendWindow += by; c.sendWindow > maxWindow {
+			return connError{FlowControl, "the window becomes too large"}
+		}
+		c.pump()
+		return nil
+	}
+	if by == 0 {
+		return streamError{f.stream, Protocol, "WINDOW_UPDATE by nothing"}
+	}
+	s := c.table.get(f.stream)
+	if s == nil {
+		return nil
+	}
+	if s.sendWindow += by; s.sendWindow > maxWindow {
+		return streamError{f.stream, FlowControl, "the window becomes too large"}
+	}
+	c.enqueue(s)
+	c.pump()
+	return nil
+}
