@@ -19,32 +19,12 @@ type leaseServer struct {
 
 // LeaseGrant implements pb.LeaseServer.
 func (ls leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
-	if err := ls.s.charge(ctx, leaseCost); err != nil {
-		return nil, err
-	}
-	if r.ID == 0 {
-		r.ID = newLeaseID()
-	}
-	// Here and not in the machine, because it depends on this member's configuration.
-	r.TTL = max(r.TTL, ls.s.minLeaseTTL)
-	resp, err := ls.s.propose(ctx, &pb.InternalRaftRequest{LeaseGrant: r})
-	if err != nil {
-		return nil, err
-	}
-	grant := resp.(*pb.LeaseGrantResponse)
-	grant.Header = ls.s.complete(grant.Header)
-	return grant, nil
+	return write[*pb.LeaseGrantResponse](ctx, ls.s, &pb.InternalRaftRequest{LeaseGrant: r})
 }
 
 // LeaseRevoke implements pb.LeaseServer.
 func (ls leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	resp, err := ls.s.propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: r})
-	if err != nil {
-		return nil, err
-	}
-	revoke := resp.(*pb.LeaseRevokeResponse)
-	revoke.Header = ls.s.complete(revoke.Header)
-	return revoke, nil
+	return write[*pb.LeaseRevokeResponse](ctx, ls.s, &pb.InternalRaftRequest{LeaseRevoke: r})
 }
 
 // LeaseTimeToLive implements pb.LeaseServer. A lease that does not exist has -1 seconds left.
