@@ -5,8 +5,10 @@ OPS      ?= 200000
 KILLS    ?= 1000
 ROUNDS   ?= 20
 STRESS   ?= 5m
+ROWS     ?= .
+PROFILES ?= profiles
 
-.PHONY: help build cluster test check race fuzz oracle crash faults stress bench docs
+.PHONY: help build cluster test check race fuzz oracle crash faults stress bench profile docs
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,9 +48,12 @@ faults: ## hurt clusters for ROUNDS rounds (20) of a minute, from a new seed, an
 stress: ## run consensus under all faults at once, in simulated time, for STRESS (5m), from a new seed
 	go test ./consensus -count 1 -timeout 0 -run '^TestStress$$' -consensus.stress=$(STRESS) -consensus.seed=$$(date +%s)
 
-bench: ## measure against etcd and write docs/benchmarks.md
-	go run ./bench/compare --page docs/benchmarks.md
-	go run ./bench/compare --members 3 --page docs/benchmarks.md
+bench: ## measure against etcd, ROWS of "part: load" (all), and write docs/benchmarks.md (about 55 minutes)
+	go run ./bench/compare --rows '$(ROWS)' --page docs/benchmarks.md
+	@[ '$(ROWS)' != . ] || go run ./bench/compare --parts catch-up --duration 20s --page docs/benchmarks.md
+
+profile: ## record CPU and allocation profiles of Coterie under load into PROFILES (profiles)
+	go run ./bench/compare --profile $(PROFILES)
 
 docs: ## write docs/flags.md from the table of flags
 	COTERIE_WRITE_DOCS=1 go test ./cmd/coterie -count 1 -run '^TestReferenceIsUpToDate$$'

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -333,5 +334,19 @@ func TestPrefixEnd(t *testing.T) {
 		if end := string(prefixEnd([]byte(prefix))); end != want {
 			t.Errorf("the end of %q is %q, want %q", prefix, end, want)
 		}
+	}
+}
+
+func TestSleepPrecisely(t *testing.T) {
+	for _, d := range []time.Duration{-time.Second, 100 * time.Microsecond, 5 * time.Millisecond} {
+		until := time.Now().Add(d)
+		if !sleepPrecisely(t.Context(), until) || time.Now().Before(until) {
+			t.Errorf("%v: woke up %v too early", d, time.Until(until))
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if sleepPrecisely(ctx, time.Now().Add(time.Hour)) {
+		t.Error("slept on after the end")
 	}
 }

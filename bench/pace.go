@@ -65,8 +65,9 @@ func (p *closedLoop) unsent(time.Time) int64 { return 0 }
 // their latency counts from when they were due.
 type openLoop struct {
 	schedule schedule
-	taken    atomic.Int64 // requests handed out or waited for
-	dropped  atomic.Int64 // requests waited for when the phase ended
+	sleep    func(context.Context, time.Time) bool // waits until a time, and reports false if ctx ended before
+	taken    atomic.Int64                          // requests handed out or waited for
+	dropped  atomic.Int64                          // requests waited for when the phase ended
 }
 
 func (p *openLoop) next(ctx context.Context) (time.Time, bool) {
@@ -79,7 +80,7 @@ func (p *openLoop) next(ctx context.Context) (time.Time, bool) {
 		p.dropped.Add(1)
 		return time.Time{}, false
 	}
-	if !sleepUntil(ctx, due) {
+	if !p.sleep(ctx, due) {
 		p.dropped.Add(1)
 		return time.Time{}, false
 	}

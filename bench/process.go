@@ -18,6 +18,12 @@ type processTable struct{ proc fs.FS }
 
 func newProcessTable() processTable { return processTable{os.DirFS("/proc")} }
 
+// ResidentBytes is the memory of a process that is in RAM.
+func ResidentBytes(pid int) (int64, error) {
+	s, err := newProcessTable().sample(pid)
+	return s.resident, err
+}
+
 // processSample is what a process has used up to a moment.
 type processSample struct {
 	pid         int

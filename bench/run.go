@@ -220,7 +220,10 @@ func (r *run) phase(ctx, life context.Context, stage string, plan Plan) phase {
 	}
 	deadline := p.start.Add(plan.Duration)
 	closed := &closedLoop{end: deadline, total: plan.Total}
-	open := &openLoop{schedule: schedule{start: p.start, end: deadline, rate: plan.Rate, total: plan.Total}}
+	open := &openLoop{schedule: schedule{start: p.start, end: deadline, rate: plan.Rate, total: plan.Total}, sleep: sleepUntil}
+	if r.starts != nil {
+		open.sleep = sleepPrecisely // one goroutine waits for all clients
+	}
 	var pace pacer = closed
 	if plan.Rate > 0 {
 		pace = open

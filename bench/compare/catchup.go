@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -14,13 +13,14 @@ import (
 const (
 	fillValueBytes = 32 << 10
 	fillClients    = 16
-	putClients     = 64
-	putConns       = 8
-	// catchUpTimeout is far beyond what any disk takes for what may be written.
-	catchUpTimeout = 30 * time.Minute
-	// A server has settled when its files have kept their size for settledAfter; at settleTimeout it is taken as it is.
-	settledAfter  = 3 * time.Second
-	settleTimeout = time.Minute
+	fillConns      = 8
+	// The puts at a fixed rate.
+	steadyClients = 64
+	steadyConns   = 8
+	// steadyTimeout is far beyond what any disk takes for what may be written.
+	steadyTimeout = 30 * time.Minute
+
+	catchUpPart = "catch-up"
 )
 
 // The states of the cluster in a round, in their order.
@@ -33,12 +33,7 @@ const (
 // catchUp measures a cluster's puts while a member that was down gets what it has missed, which is more than the log is
 // kept for. The puts are due at a fixed rate and go to the leader. All rounds are of one cluster, whose data has the same
 // size in every state: what a round writes replaces what the one before wrote.
-type catchUp struct {
-	settings settings
-	side     side
-	work     string
-	progress io.Writer
-}
+type catchUp struct{ comparison }
 
 // caughtUp is what the rounds measured; as JSON it lies beside the page.
 type caughtUp struct {
@@ -61,25 +56,23 @@ type phase struct {
 	Puts  *bench.Report `json:"puts"`
 }
 
-func (c catchUp) say(format string, args ...any) { fmt.Fprintf(c.progress, format+"\n", args...) }
-
 func (c catchUp) run(ctx context.Context, env environment) (res *caughtUp, failure error) {
 	count := max(1, int64(c.settings.gigabytes*1e9/fillValueBytes))
-	res = &caughtUp{Name: catchUpSection.name, Environment: env, Bytes: count * fillValueBytes, Rate: c.settings.rate}
+	res = &caughtUp{Name: catchUpPart, Environment: env, Bytes: count * fillValueBytes, Rate: c.settings.rate}
 	// Two versions of the data at a time, and what is not yet given back.
 	quota := fmt.Sprintf("--quota-backend-bytes=%d", 8*res.Bytes+4<<30)
-	v, err := start(ctx, c.side, c.work, serverOptions{members: 3, flags: []string{quota}})
+	v, err := start(ctx, c.sides[coterieSide], c.work, serverOptions{members: 3, flags: []string{quota}})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { failure = errors.Join(failure, v.stop()) }()
 
-	c.say("writing %d values of %d bytes", count, fillValueBytes)
+	c.progress.step("writing %d values of %d bytes", count, fillValueBytes)
 	if _, err := c.fill(ctx, v, count, 0); err != nil {
 		return nil, fmt.Errorf("writing the first data: %w\n%s", err, v.logTail())
 	}
 	for n := range c.settings.rounds {
-		c.say("round %d of %d", n+1, c.settings.rounds)
+		c.progress.round(n+1, c.settings.rounds)
 		round, err := c.round(ctx, v, count, n+1)
 		if err == nil {
 			err = ctx.Err() // an interrupt ends a load as if that were its end
@@ -96,12 +89,15 @@ func (c catchUp) run(ctx context.Context, env environment) (res *caughtUp, failu
 func (c catchUp) round(ctx context.Context, v *server, count int64, number int) (r catchUpRound, err error) {
 	late := v.members[2]
 	measure := func(state string, until func(context.Context) error) error {
-		report, err := c.puts(ctx, v, until)
+		report, err := v.steadyPuts(ctx, c.settings, until)
+		if err == nil {
+			err = report.Err()
+		}
 		if err != nil {
 			return fmt.Errorf("puts while %s: %w", state, err)
 		}
 		r.Phases = append(r.Phases, phase{State: state, Puts: report})
-		c.say("%-28s p50 %s  p99 %s", state, millis(report.Latency.P50US), millis(report.Latency.P99US))
+		c.progress.step("%-28s p50 %s  p99 %s", state, millis(report.Latency.P50US), millis(report.Latency.P99US))
 		return nil
 	}
 	if err := measure(allUp, nil); err != nil {
@@ -135,7 +131,14 @@ func (c catchUp) fill(ctx context.Context, v *server, count int64, number int) (
 	if err != nil {
 		return 0, err
 	}
-	report, err := c.load(ctx, v, load, bench.Plan{Clients: fillClients, Total: count, Duration: bench.MaxDuration})
+	target := v.members[0].target()
+	target.Conns = fillConns
+	pool, err := bench.Dial(ctx, target)
+	if err != nil {
+		return 0, err
+	}
+	defer pool.Close()
+	report, err := bench.Run(ctx, pool, load, bench.Plan{Clients: fillClients, Total: count, Duration: bench.MaxDuration})
 	if err != nil {
 		return 0, err
 	}
@@ -146,41 +149,6 @@ func (c catchUp) fill(ctx context.Context, v *server, count int64, number int) (
 		return 0, fmt.Errorf("discarding old values: %w", err)
 	}
 	return tenths(report.Seconds), v.settle(ctx)
-}
-
-// puts measures puts at the fixed rate: for as long as until takes, or for the settings' duration.
-func (c catchUp) puts(ctx context.Context, v *server, until func(context.Context) error) (*bench.Report, error) {
-	load, err := bench.NewPut(keys())
-	if err != nil {
-		return nil, err
-	}
-	plan := bench.Plan{Clients: putClients, Rate: c.settings.rate, Duration: c.settings.duration, WarmUp: c.settings.warmUp}
-	if until == nil {
-		return c.load(ctx, v, load, plan)
-	}
-	plan.Duration, plan.WarmUp = catchUpTimeout, 0
-	measured, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { // ends with until, which measured bounds; awaited below
-		defer stop()
-		ended <- until(measured)
-	}()
-	report, err := c.load(measured, v, load, plan)
-	stop()
-	return report, errors.Join(err, <-ended)
-}
-
-func (c catchUp) load(ctx context.Context, v *server, load bench.Load, plan bench.Plan) (*bench.Report, error) {
-	pool, err := bench.Dial(ctx, bench.Target{Endpoints: []string{v.members[0].endpoint}, Conns: putConns})
-	if err != nil {
-		return nil, err
-	}
-	defer pool.Close()
-	report, err := bench.Run(ctx, pool, load, plan)
-	if err != nil {
-		return nil, err
-	}
-	return report, report.Err()
 }
 
 // bringBack starts the member and waits until it has applied all that the leader had committed a moment before.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,13 +28,13 @@ type environment struct {
 	SyncUS     float64 `json:"sync_us"` // median of appending 4 KiB to a file and syncing it
 }
 
-func surroundings(ctx context.Context, work string, sides [2]side) (environment, error) {
+func surroundings(ctx context.Context, work string, sides [sideCount]side) (environment, error) {
 	proc := os.DirFS("/proc")
 	sync, err := syncTime(work)
 	return environment{
 		Date:       time.Now().UTC().Format(time.DateOnly),
-		Etcd:       sides[0].version,
-		Coterie:    sides[1].version,
+		Etcd:       sides[etcdSide].version,
+		Coterie:    sides[coterieSide].version,
 		Commit:     commit(ctx),
 		CPU:        cpuModel(proc),
 		CPUs:       runtime.NumCPU(),
@@ -131,3 +132,8 @@ func syncTime(dir string) (time.Duration, error) {
 	slices.Sort(times)
 	return times[len(times)/2], nil
 }
+
+// tenths and its siblings drop the digits that mean nothing.
+func tenths(x float64) float64      { return math.Round(10*x) / 10 }
+func hundredths(x float64) float64  { return math.Round(100*x) / 100 }
+func thousandths(x float64) float64 { return math.Round(1000*x) / 1000 }

@@ -6,26 +6,21 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 // pollEvery is the pause between two questions for something that is awaited.
 const pollEvery = 50 * time.Millisecond
 
-func dial(endpoint string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
-}
-
 // status is what the member says of itself.
 func (m *member) status(ctx context.Context) (*clientv3.StatusResponse, error) {
-	cli, err := dial(m.endpoint)
+	cli, err := m.client()
 	if err != nil {
 		return nil, err
 	}
 	defer cli.Close()
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	return cli.Status(ctx, m.endpoint)
+	return cli.Status(ctx, m.endpoint())
 }
 
 // lead makes the first member the leader, so that it is known who that is, on both sides alike.
@@ -54,7 +49,7 @@ func (v *server) tryToLead(ctx context.Context) (bool, error) {
 		if st.Leader != st.Header.MemberId || st.Header.MemberId == first.Header.MemberId {
 			continue
 		}
-		cli, err := dial(m.endpoint)
+		cli, err := m.client()
 		if err != nil {
 			return false, err
 		}

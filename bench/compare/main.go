@@ -1,9 +1,9 @@
 // Command compare runs the same loads against etcd and Coterie, both fresh, in turn, and prints how
-// they compare: single servers, or clusters of several members. It also measures what the writes of
-// one cluster notice of a member that catches up.
+// they compare, and whether what is required of Coterie holds. It also measures what the writes of one
+// cluster notice of a member that catches up, and records profiles of Coterie under load.
 //
-// It owns the comparison: building and starting the servers, the order of the rounds, medians and
-// the page. It promises that both sides get the same flags, file system, load and order of loads,
+// It owns the comparison: building and starting the servers, the order of the rounds, medians, what is
+// required, the page and its charts. It promises that both sides get the same flags, file system, load and order of loads,
 // and that a request that failed never counts as a fast one: a run with failures is marked. It knows
 // Coterie only as a binary; the load is package bench, in this process.
 package main
@@ -15,7 +15,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"regexp"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -44,14 +43,13 @@ type settings struct {
 	etcd, coterie    string // binaries; empty: built
 	dir              string
 	page             string
+	parts            []string
 	rows             string
-	members          int
 	rounds           int
 	duration, warmUp time.Duration
-
-	catchUp   bool
-	gigabytes float64
-	rate      float64
+	gigabytes        float64
+	rate             float64
+	profile          string
 }
 
 // maxGigabytes bounds what a catch-up writes: it is still to fit beside two copies of itself.
@@ -61,23 +59,21 @@ func parse(args []string) (settings, error) {
 	var s settings
 	f := pflag.NewFlagSet("compare", pflag.ContinueOnError)
 	f.SortFlags = false
-	f.IntVar(&s.members, "members", 1, "members of each server: 1, or a cluster of up to 9")
+	f.StringSliceVar(&s.parts, "parts", comparedParts(), "parts to measure; "+catchUpPart+" is one more")
+	f.StringVar(&s.rows, "rows", ".", "only loads for which this regular expression matches \"part: load\"")
 	f.IntVar(&s.rounds, "rounds", 5, "how often each server runs; numbers are medians")
 	f.DurationVar(&s.duration, "duration", 1500*time.Millisecond, "how long each load is measured in a round")
 	f.DurationVar(&s.warmUp, "warm-up", 400*time.Millisecond, "how long each load runs before that")
-	f.StringVar(&s.rows, "rows", ".", "only the loads whose name matches this regular expression")
-	f.StringVar(&s.page, "page", "", "write the table into this Markdown page, and the numbers of every round beside it")
+	f.StringVar(&s.page, "page", "", "write the tables into this Markdown page, and charts and the numbers of every round beside it")
 	f.StringVar(&s.dir, "dir", os.TempDir(), "where the data directories are made: a file system that stands for real ones")
 	f.StringVar(&s.etcd, "etcd", "", "binary to compare with (built if not given)")
 	f.StringVar(&s.coterie, "coterie", "", "binary to compare (built if not given); one called etcd* is started as etcd is")
-	f.BoolVar(&s.catchUp, "catch-up", false, "measure instead what a cluster of Coterie's does while a member that was down catches up")
-	f.Float64Var(&s.gigabytes, "gigabytes", 2, "with --catch-up: what is written while the member is down in each round, in units of 1,000,000,000 bytes")
-	f.Float64Var(&s.rate, "rate", 1000, "with --catch-up: puts per second, at a fixed rate")
+	f.Float64Var(&s.gigabytes, "gigabytes", 2, "of catch-up: what is written while the member is down in each round, in units of 1,000,000,000 bytes")
+	f.Float64Var(&s.rate, "rate", 1000, "of catch-up and pauses: puts per second, at a fixed rate")
+	f.StringVar(&s.profile, "profile", "", "record profiles of Coterie under load into this directory instead")
 	err := f.Parse(args)
 	switch {
 	case err != nil:
-	case s.members < 1 || s.members > 9:
-		err = fmt.Errorf("%d members: must be between 1 and 9", s.members)
 	case !(s.gigabytes > 0 && s.gigabytes <= maxGigabytes):
 		err = fmt.Errorf("%g gigabytes: must be more than 0 and at most %d", s.gigabytes, maxGigabytes)
 	case !(s.rate > 0 && s.rate <= bench.MaxRate):
@@ -92,7 +88,7 @@ func parse(args []string) (settings, error) {
 	return s, err
 }
 
-func run(ctx context.Context, args []string, out, progress io.Writer) error {
+func run(ctx context.Context, args []string, out, progressTo io.Writer) error {
 	s, err := parse(args)
 	if errors.Is(err, pflag.ErrHelp) {
 		return nil
@@ -100,8 +96,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	rows, err := s.selectedRows()
-	if err != nil {
+	if _, err := s.chosen(); err != nil {
 		return err
 	}
 	if os.Getenv("GOGC") == "" {
@@ -113,47 +108,31 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	defer os.RemoveAll(work)
 
-	sides, err := buildSides(ctx, s, work, progress)
+	c := comparison{settings: s, work: work, progress: newProgress(progressTo)}
+	if c.sides, err = buildSides(ctx, s, work, c.progress); err != nil {
+		return err
+	}
+	if s.profile != "" {
+		return c.profiles(ctx)
+	}
+	env, err := surroundings(ctx, work, c.sides)
 	if err != nil {
 		return err
 	}
-	env, err := surroundings(ctx, work, sides)
-	if err != nil {
-		return err
-	}
-	var found findings
-	if s.catchUp {
-		found, err = catchUp{settings: s, side: sides[1], work: work, progress: progress}.run(ctx, env)
-	} else {
-		found, err = comparison{settings: s, rows: rows, sides: sides, work: work, progress: progress}.rounds(ctx, env)
-	}
-	if err != nil {
-		return err
-	}
-	text := found.markdown()
-	fmt.Fprintln(out, text)
-	if s.page != "" {
-		if err := s.section().publish(s.page, text, found); err != nil {
-			return err
+	var failures []error
+	err = c.run(ctx, env, func(m measured) error {
+		fmt.Fprintf(out, "\n%s\n\n%s\n", m.section.name, m.found.markdown())
+		failures = append(failures, m.found.failures())
+		if s.page == "" {
+			return nil
 		}
-	}
-	return found.failures()
+		return m.section.publish(s.page, m.found)
+	})
+	return errors.Join(err, errors.Join(failures...))
 }
 
-// findings are what a run measured. As JSON they lie beside the page.
+// findings are what a part measured. As JSON they lie beside the page.
 type findings interface {
 	markdown() string
 	failures() error // requests failed, and the numbers are not to be trusted
-}
-
-func (s settings) selectedRows() ([]row, error) {
-	pattern, err := regexp.Compile(s.rows)
-	if err != nil {
-		return nil, fmt.Errorf("--rows: %w", err)
-	}
-	rows := matching(s.allRows(), pattern)
-	if len(rows) == 0 {
-		return nil, fmt.Errorf("--rows: no load is called %q", s.rows)
-	}
-	return rows, nil
 }

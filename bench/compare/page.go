@@ -14,46 +14,34 @@ type section struct {
 	begin, end string // the lines that mark it
 }
 
-var (
-	oneNodeSection      = newSection("one-node", "")
-	threeMembersSection = newSection("three-members", "three members, ")
-	catchUpSection      = newSection("catch-up", "catch-up, ")
-)
-
-func newSection(name, title string) section {
+func newSection(name string) section {
 	return section{
 		name:  name,
-		begin: "<!-- begin: " + title + "written by bench/compare, do not edit -->",
-		end:   "<!-- end: " + title + "written by bench/compare -->",
+		begin: "<!-- begin: " + name + ", written by bench/compare, do not edit -->",
+		end:   "<!-- end: " + name + ", written by bench/compare -->",
 	}
 }
 
-// section is the one that a run with these settings writes.
-func (s settings) section() section {
-	switch {
-	case s.catchUp:
-		return catchUpSection
-	case s.members > 1:
-		return threeMembersSection
-	}
-	return oneNodeSection
-}
-
-// publish writes a text into its section of a page, and the numbers that it was made of beside the page.
-func (s section) publish(page, text string, numbers any) error {
+// publish writes what was found into its section of a page, and beside the page the numbers that it was made of, and a chart.
+func (s section) publish(page string, found findings) error {
 	old, err := os.ReadFile(page)
 	if err != nil {
 		return err
 	}
-	updated, err := s.replace(string(old), text)
+	updated, err := s.replace(string(old), found.markdown())
 	if err != nil {
 		return fmt.Errorf("%s: %w", page, err)
 	}
-	if err := os.WriteFile(page, []byte(updated), 0o644); err != nil {
+	base := filepath.Join(strings.TrimSuffix(page, filepath.Ext(page)), s.name)
+	if err := writeJSON(base+".json", found); err != nil {
 		return err
 	}
-	base := strings.TrimSuffix(page, filepath.Ext(page))
-	return writeJSON(filepath.Join(base, s.name+".json"), numbers)
+	if t, ok := found.(*table); ok {
+		if err := os.WriteFile(base+".svg", []byte(t.chart()), 0o644); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(page, []byte(updated), 0o644)
 }
 
 func (s section) replace(page, text string) (string, error) {

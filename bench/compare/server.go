@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +15,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/bench"
 )
@@ -35,27 +38,27 @@ type side struct {
 
 // buildSides returns etcd and Coterie, in this order, building what the settings do not name. etcd
 // comes from the module of the tests, so that it is no dependency of Coterie.
-func buildSides(ctx context.Context, s settings, work string, progress io.Writer) ([2]side, error) {
+func buildSides(ctx context.Context, s settings, work string, progress *progress) ([sideCount]side, error) {
 	etcd, coterie := side{name: "etcd", binary: s.etcd}, side{name: "Coterie", binary: s.coterie}
 	root, err := moduleRoot(ctx)
 	if err != nil {
-		return [2]side{}, err
+		return [sideCount]side{}, err
 	}
 	build := func(to *side, dir, pkg string) error {
 		if to.binary != "" {
 			return nil
 		}
 		to.binary = filepath.Join(work, strings.ToLower(to.name))
-		fmt.Fprintln(progress, "building", to.name)
+		progress.step("building %s", to.name)
 		return goTool(ctx, "build", "-C", dir, "-o", to.binary, pkg)
 	}
 	if err := build(&etcd, filepath.Join(root, "tests"), "go.etcd.io/etcd/server/v3"); err != nil {
-		return [2]side{}, err
+		return [sideCount]side{}, err
 	}
 	if err := build(&coterie, root, "./cmd/coterie"); err != nil {
-		return [2]side{}, err
+		return [sideCount]side{}, err
 	}
-	sides := [2]side{etcd, coterie}
+	sides := [sideCount]side{etcd, coterie}
 	for i := range sides {
 		if !strings.HasPrefix(filepath.Base(sides[i].binary), "etcd") {
 			sides[i].command = []string{"server"}
@@ -107,10 +110,11 @@ type server struct {
 
 // member is one process of a server, which may be started again after it has ended.
 type member struct {
-	side     side
-	log      string
-	endpoint string
-	args     []string
+	side    side
+	log     string
+	address string       // of clients, host:port
+	cert    *certificate // nil: no TLS
+	args    []string
 
 	cmd     *exec.Cmd
 	exited  chan struct{} // closed when the process has ended
@@ -121,6 +125,7 @@ type member struct {
 type serverOptions struct {
 	members int
 	flags   []string // besides names, addresses and directories
+	tls     bool     // between clients and the server
 }
 
 // start starts a side on empty data directories and waits until all of its members answer.
@@ -135,12 +140,18 @@ func start(ctx context.Context, s side, work string, o serverOptions) (*server, 
 		return nil, err
 	}
 	v := &server{side: s, dir: dir}
+	var cert *certificate
+	if o.tls {
+		if cert, err = newCertificate(dir); err != nil {
+			return nil, err
+		}
+	}
 	var initial []string
 	for i := range size {
 		initial = append(initial, fmt.Sprintf("compare%d=http://%s", i, ports[size+i]))
 	}
 	for i := range size {
-		v.members = append(v.members, newMember(s, dir, i, ports[i], ports[size+i], append(slices.Clone(o.flags), "--initial-cluster="+strings.Join(initial, ","))))
+		v.members = append(v.members, newMember(s, dir, i, ports[i], ports[size+i], cert, append(slices.Clone(o.flags), "--initial-cluster="+strings.Join(initial, ","))))
 	}
 	for _, m := range v.members {
 		if err := m.launch(); err != nil {
@@ -153,14 +164,44 @@ func start(ctx context.Context, s side, work string, o serverOptions) (*server, 
 	return v, nil
 }
 
-func newMember(s side, dir string, number int, client, peer string, flags []string) *member {
+func newMember(s side, dir string, number int, client, peer string, cert *certificate, flags []string) *member {
 	name := "compare" + strconv.Itoa(number)
-	clientURL, peerURL := "http://"+client, "http://"+peer
-	args := append([]string(nil), s.command...)
-	args = append(args, "--name="+name, "--data-dir="+filepath.Join(dir, name),
-		"--listen-client-urls="+clientURL, "--advertise-client-urls="+clientURL,
-		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL)
-	return &member{side: s, log: filepath.Join(dir, name+".log"), endpoint: client, args: append(args, flags...)}
+	m := &member{side: s, log: filepath.Join(dir, name+".log"), address: client, cert: cert}
+	peerURL := "http://" + peer
+	m.args = slices.Concat(s.command, []string{
+		"--name=" + name, "--data-dir=" + filepath.Join(dir, name),
+		"--listen-client-urls=" + m.endpoint(), "--advertise-client-urls=" + m.endpoint(),
+		"--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL,
+	}, flags)
+	if cert != nil {
+		m.args = append(m.args, "--cert-file="+cert.file, "--key-file="+cert.keyFile)
+	}
+	return m
+}
+
+// endpoint is where clients reach the member.
+func (m *member) endpoint() string {
+	if m.cert != nil {
+		return "https://" + m.address
+	}
+	return "http://" + m.address
+}
+
+// target is the member alone.
+func (m *member) target() bench.Target {
+	t := bench.Target{Endpoints: []string{m.endpoint()}, Conns: 1}
+	if m.cert != nil {
+		t.TLS = m.cert.client
+	}
+	return t
+}
+
+// client is a connection of clientv3's to the member.
+func (m *member) client() (*clientv3.Client, error) {
+	t := m.target()
+	return clientv3.New(clientv3.Config{
+		Endpoints: t.Endpoints, TLS: t.TLS, Logger: zap.NewNop(), MaxCallRecvMsgSize: math.MaxInt32,
+	})
 }
 
 // launch starts the process and does not wait for it to answer.
@@ -203,7 +244,9 @@ func (v *server) ready(ctx context.Context) error {
 
 func (m *member) ready(ctx context.Context) error {
 	for {
-		pool, err := bench.Dial(ctx, bench.Target{Endpoints: []string{m.endpoint}, Conns: 1, DialTimeout: time.Second})
+		target := m.target()
+		target.DialTimeout = time.Second
+		pool, err := bench.Dial(ctx, target)
 		if err == nil {
 			pool.Close()
 			return nil
@@ -218,11 +261,13 @@ func (m *member) ready(ctx context.Context) error {
 	}
 }
 
-func (v *server) endpoints() (out []string) {
-	for _, m := range v.members {
-		out = append(out, m.endpoint)
+// target is all members.
+func (v *server) target() bench.Target {
+	t := v.members[0].target()
+	for _, m := range v.members[1:] {
+		t.Endpoints = append(t.Endpoints, m.endpoint())
 	}
-	return out
+	return t
 }
 
 func (v *server) pids() (out []int) {

@@ -8,9 +8,15 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+const (
+	// A server has settled when its files have kept their size for settledAfter; at settleTimeout it is taken as it is.
+	settledAfter  = 3 * time.Second
+	settleTimeout = time.Minute
+)
+
 // compact discards all that is not current, and returns when the first member has done so.
 func (v *server) compact(ctx context.Context) error {
-	cli, err := dial(v.members[0].endpoint)
+	cli, err := v.members[0].client()
 	if err != nil {
 		return err
 	}
@@ -20,6 +26,17 @@ func (v *server) compact(ctx context.Context) error {
 		return err
 	}
 	_, err = cli.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical())
+	return err
+}
+
+// defragment has the first member give back the space that it does not need.
+func (v *server) defragment(ctx context.Context) error {
+	cli, err := v.members[0].client()
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	_, err = cli.Defragment(ctx, v.members[0].endpoint())
 	return err
 }
 
