@@ -127,7 +127,6 @@ type Config struct {
 type Status struct {
 	ID, Leader, Term uint64
 	Commit, Applied  uint64
-	LastIndex        uint64
 	IsLeader         bool
 	LeaderChanges    uint64 // seen since the start
 	Pending          int    // proposals waiting or in flight
@@ -443,7 +442,6 @@ func (n *Node) settleIfStopped() {
 func (n *Node) Status() Status {
 	s := *n.status.Load()
 	s.Applied = n.applied.Load()
-	s.LastIndex, _ = n.cfg.Log.LastIndex() // never fails
 	s.Pending = int(n.waiting.Load())
 	return s
 }
