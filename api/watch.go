@@ -30,6 +30,9 @@ func (ws watchServer) Watch(stream pb.Watch_WatchServer) error {
 	defer cancel(nil)
 	watchers := ws.s.node.NewWatchStream()
 	defer watchers.Close()
+	// Next is not given ctx, since waiting for two things costs more than for one.
+	stop := context.AfterFunc(ctx, watchers.Close)
+	defer stop()
 
 	// Ends with the stream, which ends with this handler; Server.Wait waits for it.
 	ws.s.group.Go(func() {
@@ -39,7 +42,7 @@ func (ws watchServer) Watch(stream pb.Watch_WatchServer) error {
 	})
 
 	for {
-		resps, err := watchers.Next(ctx)
+		resps, err := watchers.Next(context.Background())
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause

@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"slices"
+	"sync"
 )
 
 const (
@@ -16,14 +17,43 @@ const (
 	takeTurns = 64
 	// headerRoom is what the caller adds to a header: cluster, member, term.
 	headerRoom = 40
-	// keptResponses is how many responses an idle stream keeps room for.
+	// keptResponses is how many responses an idle stream keeps room for; larger
+	// batches it shares with others.
 	keptResponses = 1
+	// pooledResponses is the room of shared batches. Larger ones are rare.
+	pooledResponses = 64
 )
 
+// batches has room for responses: streams that are idle hold next to nothing,
+// and making it anew for each event would be a large part of the event's cost.
+var batches = sync.Pool{New: func() any { return new([pooledResponses]Response) }}
+
+// makeRoom makes room for n responses in the batch, which is empty.
+func (s *Stream) makeRoom(n int) {
+	switch {
+	case n <= cap(s.batch):
+	case n <= keptResponses || n > pooledResponses:
+		s.batch = slices.Grow(s.batch, n)
+	default:
+		s.batch = batches.Get().(*[pooledResponses]Response)[:0]
+	}
+}
+
+// giveRoom gives back what an idle stream does not keep of the batch, which is
+// empty, and cleared.
+func (s *Stream) giveRoom() {
+	if cap(s.batch) == pooledResponses {
+		batches.Put((*[pooledResponses]Response)(s.batch[:pooledResponses]))
+	}
+	if cap(s.batch) > keptResponses {
+		s.batch = nil
+	}
+}
+
 // Next returns the responses that are to be sent next, waiting for one at
-// least. They are the caller's until it calls Next again. An error other than
-// ErrClosed and ctx's means that the history could not be read; the stream is of
-// no use then.
+// least. They are the caller's until it calls Next again. Close ends the waiting,
+// too; it costs less with a ctx that cannot end. An error other than ErrClosed and
+// ctx's means that the history could not be read; the stream is of no use then.
 func (s *Stream) Next(ctx context.Context) ([]Response, error) {
 	clear(s.batch)
 	s.batch = s.batch[:0]
@@ -43,12 +73,13 @@ func (s *Stream) Next(ctx context.Context) ([]Response, error) {
 				return nil, err
 			}
 		default:
-			if cap(s.batch) > keptResponses {
-				s.batch = nil // idle streams hold next to nothing
+			s.giveRoom()
+			if ctx.Done() == nil {
+				<-s.ready
+				continue
 			}
 			select {
 			case <-s.ready:
-			case <-s.done:
 			case <-ctx.Done():
 			}
 		}
@@ -92,7 +123,7 @@ func (s *Stream) fill() {
 	if s.front == nil {
 		s.front = newFront()
 	}
-	s.batch = slices.Grow(s.batch, min(s.queue.len(), maxResponses))
+	s.makeRoom(min(s.queue.len(), maxResponses))
 	var (
 		since  int // deliveries join responses from here on
 		bytes  int

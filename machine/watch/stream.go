@@ -24,9 +24,10 @@ const (
 // One goroutine calls Next; the other methods may be called from any.
 type Stream struct {
 	h *Hub
-	// ready tells Next that there is something to do.
+	// ready tells Next that there is something to do, or that the stream is
+	// closed.
 	ready chan struct{}
-	// done is closed when the stream is.
+	// done is closed when the stream is, for those who wait for room.
 	done chan struct{}
 
 	// mu guards the fields below.
@@ -256,6 +257,7 @@ func (s *Stream) shut() {
 	s.h.counts.pending.Add(-int64(s.queue.events))
 	s.queue = queue{}
 	close(s.done)
+	s.signal()
 }
 
 // reply queues a response without events. s.mu is held.
