@@ -218,18 +218,13 @@ func (c *Conn) handleBlock(b *header) error {
 
 // handleTrailer handles a second header block of a stream.
 func (c *Conn) handleTrailer(b *header) error {
-	err := c.headers.readTrailer(b.bytes)
-	if se, ok := err.(streamError); ok {
-		se.stream = b.stream
-		return se
-	}
-	if err != nil {
-		return err
+	malformed := c.headers.readTrailer(b.bytes) // in any case, for the table
+	if _, ok := malformed.(connError); ok {
+		return malformed
 	}
 	c.mu.Lock()
 	s := c.table.get(b.stream)
-	switch {
-	case s == nil:
+	if s == nil {
 		known := c.opened[b.stream>>1&31]
 		c.mu.Unlock()
 		switch {
@@ -239,15 +234,20 @@ func (c *Conn) handleTrailer(b *header) error {
 			return connError{StreamClosed, "HEADERS for a stream that has ended"}
 		}
 		return nil // it was answered before its end
+	}
+	refused := func(code Code, reason string) error {
+		c.mu.Unlock()
+		return streamError{b.stream, code, reason}
+	}
+	switch {
 	case s.remoteDone:
-		c.mu.Unlock()
-		return streamError{b.stream, StreamClosed, "HEADERS after the end"}
+		return refused(StreamClosed, "HEADERS after the end")
 	case !b.end:
-		c.mu.Unlock()
-		return streamError{b.stream, Protocol, "a trailer that does not end the stream"}
+		return refused(Protocol, "a trailer that does not end the stream")
+	case malformed != nil:
+		return refused(Protocol, malformed.Error())
 	case s.header.ContentLength >= 0 && s.received != s.header.ContentLength:
-		c.mu.Unlock()
-		return streamError{b.stream, Protocol, "not as long as content-length says"}
+		return refused(Protocol, "not as long as content-length says")
 	}
 	s.remoteDone = true
 	if s.body == Collect {

@@ -80,7 +80,7 @@ var errTooLarge = streamError{code: EnhanceYourCalm, reason: "the header is too 
 // compression table intact; every other error is a connError.
 func (r *headerReader) read(block []byte) (h *Header, varying string, err error) {
 	for i := range r.recent {
-		if e := &r.recent[i]; len(e.block) == len(block) && string(e.block) == string(block) {
+		if e := &r.recent[i]; e.block != nil && string(e.block) == string(block) {
 			return e.header, e.varying, nil
 		}
 	}
