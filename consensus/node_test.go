@@ -512,10 +512,11 @@ func TestUnreadableLogStopsTheMember(t *testing.T) {
 		return nil
 	})))
 	o.CacheBytes = 1 << 10
-	for range 2 { // to be replayed, and broken at first
-		broken.Store(!broken.Load())
+	for _, unreadable := range []bool{true, false} {
+		broken.Store(false)
 		l, err := wal.Open(o)
 		must(t, err)
+		broken.Store(unreadable) // when entries are read to be applied
 		again := m.crash()
 		n, err := Start(config(l, again))
 		if err == nil {
