@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -46,9 +47,18 @@ type compactWaiter struct {
 	done chan struct{}
 }
 
+// Whoever commits after a batch waits for it, so a batch is small, and so is what
+// is done before others get their turn: with fewer processors than busy goroutines
+// that would be 10 ms.
+const (
+	compactBatch = 100 // revisions
+	compactTurn  = 8   // revisions
+)
+
 func newCompactor(s *Store, o Options, finished, target int64) *compactor {
+	limit := min(o.CompactionBatchLimit, compactBatch)
 	return &compactor{
-		s: s, limit: o.CompactionBatchLimit, sleep: o.CompactionSleep, log: o.Logger,
+		s: s, limit: limit, sleep: o.CompactionSleep * time.Duration(limit) / time.Duration(o.CompactionBatchLimit), log: o.Logger,
 		target: target, finished: finished,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -204,6 +214,9 @@ func (p *passStep) run(next, end []byte) (cont []byte, err error) {
 	for ok := revs.First(); ok; ok = revs.Next() {
 		if n++; n > p.c.limit {
 			return bytes.Clone(revs.Key()), nil
+		}
+		if n%compactTurn == 0 {
+			runtime.Gosched()
 		}
 		if err := p.revision(revs, hist); err != nil {
 			return nil, err

@@ -20,10 +20,10 @@ const (
 // Options configures a Store. The zero value is good.
 type Options struct {
 	Logger *zap.Logger
-	// CompactionBatchLimit is how many revisions physical compaction deals
-	// with between two pauses.
+	// CompactionBatchLimit is with how many revisions physical compaction deals
+	// for each CompactionSleep. Both are divided: it makes shorter pauses more often.
 	CompactionBatchLimit int
-	// CompactionSleep is how long these pauses are.
+	// CompactionSleep is for how long it pauses then.
 	CompactionSleep time.Duration
 	// StreamChunkBytes is the size that responses of RangeStream aim at. In
 	// etcd it is the limit on the size of requests.

@@ -140,7 +140,7 @@ func (e *Engine) openDB(readOnly bool) (err error) {
 		EventListener: e.listener(e.o.Logger, fatal),
 	}
 	for i := range opts.Levels {
-		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		opts.Levels[i].FilterPolicy = yieldPolicy{bloom.FilterPolicy(10)}
 	}
 	if e.db, err = pebble.Open(e.o.Dir, opts); err != nil {
 		e.db = nil
