@@ -30,7 +30,6 @@ type measuring struct {
 	part  part
 	rows  *regexp.Regexp
 	table *table
-	round int
 }
 
 func (m *measuring) wants(row string) bool { return m.rows.MatchString(m.part.name + ": " + row) }

@@ -307,7 +307,7 @@ func ratio(x float64) string {
 		return "–"
 	}
 	if x < 0.1 {
-		return fmt.Sprintf("**%.3f**", x)
+		return fmt.Sprintf("**%.2g**", x)
 	}
 	return fmt.Sprintf("**%.2f**", x)
 }

@@ -33,6 +33,7 @@ type Call struct {
 	window  int64  // bytes that the server lets this stream send
 	unsent  []byte // what is to be sent and does not fit into the windows, or waits for a stream
 	blocked bool   // it is in the connection's list of those
+	pending int    // bytes of requests that have not been answered
 
 	// Used by the reading goroutine alone.
 	answered bool   // the first header block has come
@@ -42,6 +43,14 @@ type Call struct {
 
 // Begin opens a stream and sends the first request. The bytes are copied.
 func (c *Conn) Begin(call *Call, request []byte) error {
+	err := c.begin(call, request)
+	if err == nil {
+		c.written()
+	}
+	return err
+}
+
+func (c *Conn) begin(call *Call, request []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -50,9 +59,10 @@ func (c *Conn) Begin(call *Call, request []byte) error {
 	if c.leaving || c.nextID > maxStreamID {
 		return status.Error(codes.Unavailable, "the connection takes no further calls")
 	}
-	call.id, call.open, call.blocked, call.window = 0, true, false, 0
+	call.id, call.open, call.blocked, call.window, call.pending = 0, true, false, 0, 0
 	call.unsent, call.partial = call.unsent[:0], call.partial[:0]
 	call.answered, call.consumed = false, 0
+	c.unanswered(call, len(request))
 	if len(c.calls) >= c.peer.maxStreams {
 		call.unsent = appendMessage(call.unsent, request)
 		c.waiting = append(c.waiting, call)
@@ -60,24 +70,38 @@ func (c *Conn) Begin(call *Call, request []byte) error {
 	}
 	c.openStream(call)
 	c.send(call, request)
-	c.wakeWriter()
 	return nil
 }
 
 // Send sends a further request of a streaming call. It reports false when the call is over: End says why, or has said it.
 func (c *Conn) Send(call *Call, request []byte) bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case !call.open || c.err != nil:
+	if !call.open || c.err != nil {
+		c.mu.Unlock()
 		return false
-	case call.id == 0:
-		call.unsent = appendMessage(call.unsent, request)
-	default:
-		c.send(call, request)
-		c.wakeWriter()
 	}
+	c.unanswered(call, len(request))
+	if call.id == 0 {
+		call.unsent = appendMessage(call.unsent, request)
+	} else {
+		c.send(call, request)
+	}
+	c.mu.Unlock()
+	c.written()
 	return true
+}
+
+// unanswered counts the bytes of a request, with its frames, until the call is answered. The caller holds c.mu.
+func (c *Conn) unanswered(call *Call, request int) {
+	const frames = 64 // of the usual call, whose header block is short
+	call.pending += frames + request
+	c.pending += frames + request
+}
+
+// answeredAll is called when a call is answered or over: the server has read its requests. The caller holds c.mu.
+func (c *Conn) answeredAll(call *Call) {
+	c.pending -= call.pending
+	call.pending = 0
 }
 
 // openStream writes the headers of a call. The caller holds c.mu.
@@ -170,6 +194,7 @@ func (c *Conn) finish(call *Call, err error) {
 	c.mu.Lock()
 	delete(c.calls, call.id)
 	call.open = false
+	c.answeredAll(call)
 	c.admit()
 	c.mu.Unlock()
 	call.End(err)

@@ -20,6 +20,11 @@ const (
 	// What the server may send before it is told that it may send more: of one stream, and of the connection.
 	streamWindow = 4 << 20
 	connWindow   = 64 << 20
+	// boldBytes is what sockets take even if the server reads nothing. While all requests that it has not answered are not
+	// more than that, a write cannot wait for the server, and whoever begins a call, or reads answers, writes himself. That
+	// spares the machine a switch between goroutines. Otherwise the writer writes, for a reader that waits for the server
+	// to read, while the server waits for it to read, would wait forever.
+	boldBytes = 16 << 10
 	// maxUnwritten bounds the answers to a server that asks and does not read. Requests are bounded by its windows.
 	maxUnwritten = 64 << 20
 	// defaultWindow, defaultMaxFrame are what HTTP/2 gives before any settings.
@@ -44,8 +49,11 @@ type Conn struct {
 	mu       sync.Mutex // guards what follows
 	err      error      // why the connection is over
 	leaving  bool       // the server takes no further calls
-	reading  bool       // the reader is at work, and will wake the writer when it is done
+	reading  bool       // the reader is at work, and will see to the output when it is done
+	writing  bool       // somebody writes, and will look again when he is done
 	out      []byte     // to be written
+	spare    []byte     // for what comes meanwhile
+	pending  int        // bytes of requests that the server has not answered
 	calls    map[uint32]*Call
 	waiting  []*Call // for a stream, in their order
 	blocked  []*Call // by a window
@@ -148,6 +156,11 @@ func (c *Conn) Abort() { c.fail(status.Error(codes.Canceled, "the connection was
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.over(err)
+}
+
+// over is fail for who holds c.mu.
+func (c *Conn) over(err error) {
 	if c.err != nil {
 		return
 	}
@@ -156,39 +169,55 @@ func (c *Conn) fail(err error) {
 	c.nc.Close()
 }
 
-// wakeWriter has the output written, at once or when the reader has done what it is doing. The caller holds c.mu.
-func (c *Conn) wakeWriter() {
-	if c.reading {
-		return
-	}
-	select {
-	case c.wake <- struct{}{}:
-	default: // it is awake and will look again
+// written has the output written, unless the reader will see to it. The caller does not hold c.mu.
+func (c *Conn) written() {
+	c.mu.Lock()
+	idle := c.reading || c.writing || len(c.out) == 0
+	bold := c.pending <= boldBytes
+	c.mu.Unlock()
+	switch {
+	case idle:
+	case bold:
+		c.flush()
+	default:
+		select {
+		case c.wake <- struct{}{}:
+		default: // it is awake and will look again
+		}
 	}
 }
 
-// write writes what gathers in out, as much as there is at a time.
+// write is the writer.
 func (c *Conn) write() {
-	var spare []byte
 	for {
 		select {
 		case <-c.wake:
+			c.flush()
 		case <-c.closed:
 			return
 		}
-		c.mu.Lock()
+	}
+}
+
+// flush writes what gathers in out, as much as there is at a time, unless somebody does.
+func (c *Conn) flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.writing {
+		return
+	}
+	c.writing = true
+	defer func() { c.writing = false }()
+	for len(c.out) > 0 && c.err == nil {
 		batch := c.out
-		c.out = spare[:0]
+		c.out, c.spare = c.spare[:0], nil
 		c.mu.Unlock()
-		if len(batch) == 0 {
-			spare = batch
-			continue
+		_, err := c.nc.Write(batch)
+		c.mu.Lock()
+		c.spare = batch
+		if err != nil {
+			c.over(status.Errorf(codes.Unavailable, "writing to the server: %v", err))
 		}
-		if _, err := c.nc.Write(batch); err != nil {
-			c.fail(status.Errorf(codes.Unavailable, "writing to the server: %v", err))
-			return
-		}
-		spare = batch
 	}
 }
 
@@ -232,12 +261,12 @@ func (c *Conn) readFrames() error {
 	}
 }
 
-// setReading says that the reader is at work or has done it, in which case what it has caused to be written is.
+// setReading says whether the reader is at work. When it has done it, what it has caused to be written is.
 func (c *Conn) setReading(reading bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.reading = reading
-	if !reading && len(c.out) > 0 {
-		c.wakeWriter()
+	c.mu.Unlock()
+	if !reading {
+		c.written()
 	}
 }

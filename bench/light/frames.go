@@ -105,6 +105,17 @@ func (c *Conn) call(id uint32) *Call {
 	return c.calls[id]
 }
 
+// answering is call, for a stream on which the server answers.
+func (c *Conn) answering(id uint32) *Call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call := c.calls[id]
+	if call != nil {
+		c.answeredAll(call)
+	}
+	return call
+}
+
 // unpad removes what the flags say is not content.
 func unpad(f frame, payload []byte) ([]byte, error) {
 	var pad int
@@ -134,7 +145,7 @@ func (c *Conn) data(f frame, payload []byte) error {
 		c.allow(0, c.consumed)
 		c.consumed = 0
 	}
-	call := c.call(f.id)
+	call := c.answering(f.id)
 	if call == nil {
 		return nil
 	}
@@ -304,6 +315,7 @@ func (c *Conn) goAway(payload []byte) error {
 	}
 	for _, call := range over {
 		call.open = false
+		c.answeredAll(call)
 	}
 	c.mu.Unlock()
 	code := http2.ErrCode(binary.BigEndian.Uint32(payload[4:]))

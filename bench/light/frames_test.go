@@ -23,7 +23,12 @@ func (sink) Close() error                { return nil }
 // reader gives out what it holds in pieces of one byte.
 type reader struct {
 	sink
-	b []byte
+	b, written []byte
+}
+
+func (r *reader) Write(b []byte) (int, error) {
+	r.written = append(r.written, b...)
+	return len(b), nil
 }
 
 func (r *reader) Read(b []byte) (int, error) {
@@ -54,6 +59,19 @@ func open(t testing.TB) (c *Conn, answers *[]string, ends *[]error) {
 }
 
 var okHeaders = []hpack.HeaderField{{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"}}
+
+// dialUnready is Dial for a server whose settings come later.
+func dialUnready(t *testing.T, address string) *Conn {
+	nc, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newConn(nc, "http", address, nil)
+	c.done.Go(c.read)
+	c.done.Go(c.write)
+	t.Cleanup(c.Close)
+	return c
+}
 
 // encode returns header blocks in the order in which a server would send them.
 func encode(blocks ...[]hpack.HeaderField) (out [][]byte) {
@@ -91,8 +109,8 @@ func TestFramesInAllForms(t *testing.T) {
 	add(framed(http2.FrameData, 0, 1, data...)) // of a stream that is over: ignored
 
 	c, answers, ends := open(t)
-	c.out = c.out[:0]
-	c.nc = &reader{b: stream}
+	r := &reader{b: stream}
+	c.nc = r
 	if err := c.readFrames(); !strings.Contains(err.Error(), "closed the connection") {
 		t.Error(err)
 	}
@@ -100,9 +118,68 @@ func TestFramesInAllForms(t *testing.T) {
 		t.Errorf("%q, %v", *answers, *ends)
 	}
 	acks := append(framed(http2.FrameSettings, http2.FlagSettingsAck, 0), framed(http2.FramePing, http2.FlagPingAck, 0, 1, 2, 3, 4, 5, 6, 7, 8)...)
-	if !bytes.Equal(c.out, acks) {
-		t.Errorf("written: %x", c.out)
+	if !bytes.Equal(r.written, acks) {
+		t.Errorf("written: %x", r.written)
 	}
+}
+
+// A reader that waited for the server to read would wait forever: the server waits for it to read.
+func TestReaderDoesNotWaitForTheServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	served := make(chan error, 1)
+	go func() { // ends with the connection
+		nc, err := l.Accept()
+		if err != nil {
+			served <- err
+			return
+		}
+		defer nc.Close()
+		// It lets the client send much, answers the first call, and then reads only when it could send much more itself.
+		ok, blocks := framed(http2.FrameSettings, 0, 0, 0, 4, 0x7f, 0, 0, 0), encode(okHeaders, []hpack.HeaderField{{Name: "grpc-status", Value: "0"}})
+		ok = append(ok, framed(http2.FrameWindowUpdate, 0, 0, 0x7f, 0, 0, 0)...)
+		ok = append(ok, framed(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, blocks[0]...)...)
+		ok = append(ok, framed(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, 1, blocks[1]...)...)
+		for got, b := []byte(nil), make([]byte, 1024); err == nil && !bytes.Contains(got, []byte("first")); {
+			var n int
+			n, err = nc.Read(b)
+			got = append(got, b[:n]...)
+		}
+		if err == nil {
+			_, err = nc.Write(ok)
+		}
+		for range 64 << 20 / defaultMaxFrame {
+			if err == nil {
+				_, err = nc.Write(framed(http2.FrameData, 0, 1, make([]byte, defaultMaxFrame)...))
+			}
+		}
+		served <- err
+	}()
+	c := dialUnready(t, l.Addr().String())
+	ended := make(chan error, 2)
+	call := &Call{Method: "/a/b", Message: func([]byte) {}}
+	big := make([]byte, 32<<20) // more than any socket takes
+	call.End = func(err error) {
+		ended <- err
+		if err == nil {
+			if err := c.Begin(call, big); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := c.Begin(call, []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-served; err != nil { // all that it sent has been read
+		t.Error(err)
+	}
+	<-ended
 }
 
 func TestBadFrames(t *testing.T) {
