@@ -113,7 +113,7 @@ func (v *server) steadyPuts(ctx context.Context, s settings, until func(context.
 		return nil, err
 	}
 	defer pool.Close()
-	plan := bench.Plan{Clients: steadyClients, Rate: s.rate, Duration: s.duration, WarmUp: s.warmUp, ServerPIDs: v.pids()}
+	plan := bench.Plan{Clients: steadyClients, Rate: s.rate, Duration: s.duration, WarmUp: s.warmUp}
 	if until == nil {
 		return bench.Run(ctx, pool, load, plan)
 	}
