@@ -37,7 +37,7 @@ func TestErrors(t *testing.T) {
 		{"unknown type", func(c *client) { raw(c, 0x16, 0, 0, "12345678"); c.open(1, "/whole", true) }, answered},
 		{"undefined flag", func(c *client) { raw(c, framePing, 0x16, 0, "12345678"); c.open(1, "/whole", true) }, answered},
 		{"reserved bit", func(c *client) { raw(c, framePing, 0, 1<<31, "12345678"); c.open(1, "/whole", true) }, answered},
-		{"largest frame", func(c *client) { c.call(1, "/whole", long[1:]) }, answered},
+		{"largest frame", func(c *client) { c.open(1, "/whole", false); raw(c, frameData, 1, 1, long[1:]) }, answered},
 		{"too large DATA", func(c *client) { c.open(1, "/whole", false); raw(c, frameData, 1, 1, long) }, "GOAWAY 1 FRAME_SIZE_ERROR"},
 		{"too large HEADERS", func(c *client) { raw(c, frameHeaders, flagEndHeaders, 1, long) }, "GOAWAY 0 FRAME_SIZE_ERROR"},
 		{"too large unknown", func(c *client) { raw(c, 0x16, 0, 0, long) }, "GOAWAY 0 FRAME_SIZE_ERROR"},

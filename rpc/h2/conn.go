@@ -26,17 +26,16 @@ type Conn struct {
 	flusher *flusher
 
 	// Of the reading goroutine.
-	in       []byte // nil while nothing is in it
-	r, w     int    // of in: handled, and read
-	arriving int    // which part of the handshake is awaited
-	headers  *headerReader
-	lastID   uint32 // of streams opened
-	block    header // that continues
-	// What the peer may send on all streams, and what it was not told yet.
-	recvWindow, recvCredit int
-	lastPing               time.Time
-	pingStrikes            int
-	failed                 bool // nothing is handled any more
+	in          []byte // nil while nothing is in it
+	r, w        int    // of in: handled, and read
+	arriving    int    // which part of the handshake is awaited
+	headers     *headerReader
+	lastID      uint32 // of streams opened
+	block       header // that continues
+	recvCredit  int    // bytes that have come, and that the peer was not allowed again
+	lastPing    time.Time
+	pingStrikes int
+	failed      bool // nothing is handled any more
 
 	// batch is set while the reader handles what it has read: it flushes afterwards.
 	batch atomic.Bool
@@ -118,7 +117,6 @@ func newConn(s *Server, nc net.Conn, o ConnOptions) *Conn {
 		s: s, nc: nc, tls: o.TLS, local: o.Local,
 		flusher:    s.flushers[int(s.next.Add(1))%len(s.flushers)],
 		headers:    newHeaderReader(s.cfg.Varying, s.cfg.MaxHeaderBytes),
-		recvWindow: s.cfg.ConnWindow,
 		sendWindow: defaultWindow, initial: defaultWindow,
 		began: time.Now(),
 	}

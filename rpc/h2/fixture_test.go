@@ -41,11 +41,7 @@ type testHandler struct {
 }
 
 func (h *testHandler) Request(s *Stream) Body {
-	if v := s.Varying(); v != "" {
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			panic(err)
-		}
+	if d, err := time.ParseDuration(s.Varying()); err == nil {
 		s.SetDeadline(time.Now().Add(d))
 	}
 	switch s.Header().Path {
@@ -152,7 +148,20 @@ type client struct {
 	encoder *hpack.Encoder
 	block   bytes.Buffer
 	failed  chan error // what ServeConn returned
+	lastID  uint32
 }
+
+// id returns that of a new stream.
+func (c *client) id() uint32 {
+	c.lastID = max(1, c.lastID+2)
+	if c.lastID%2 == 0 {
+		c.lastID--
+	}
+	return c.lastID
+}
+
+// any is how events of the last stream begin.
+func (c *client) any() string { return fmt.Sprintf("%d: ", c.lastID) }
 
 // dial connects by a socket, and does the handshake.
 func (f *fixture) dial(t testing.TB) *client {
@@ -237,6 +246,10 @@ func (c *client) open(id uint32, path string, end bool, more ...string) {
 func (c *client) call(id uint32, path, body string, more ...string) {
 	c.t.Helper()
 	c.open(id, path, false, more...)
+	for len(body) > maxFrame {
+		c.must(c.WriteData(id, false, []byte(body[:maxFrame])))
+		body = body[maxFrame:]
+	}
 	c.must(c.WriteData(id, true, []byte(body)))
 }
 

@@ -46,11 +46,9 @@ func (c *Conn) handleData(f *frame) error {
 	if err != nil {
 		return err
 	}
-	if c.recvWindow -= f.length; c.recvWindow < 0 {
-		return connError{FlowControl, "more DATA than allowed"}
-	}
+	// The connection's window only limits what is on its way: what has come is given back. Streams
+	// have windows of their own, and MaxHeldBytes bounds them all.
 	if c.recvCredit += f.length; c.recvCredit >= c.s.cfg.ConnWindow/2 {
-		c.recvWindow += c.recvCredit
 		c.mu.Lock()
 		c.control(appendWindowUpdate(nil, 0, uint32(c.recvCredit)))
 		c.mu.Unlock()

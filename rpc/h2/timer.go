@@ -81,7 +81,7 @@ func (c *Conn) keepalive(now time.Time) time.Time {
 	switch silent := heard.Add(cfg.KeepaliveInterval); {
 	case now.Before(silent):
 		return silent
-	case c.pinged.Before(heard):
+	case !c.pinged.After(heard): // or not at all
 		c.pinged = now
 		c.control(appendPing(nil, 0, [8]byte{}))
 		return now.Add(cfg.KeepaliveTimeout)

@@ -1,0 +1,302 @@
+package h2
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/http2"
+)
+
+func TestMaxStreams(t *testing.T) {
+	c := newFixture(t, func(cfg *Config) { cfg.MaxStreams = 2 }).dial(t)
+	c.open(1, "/hold", true)
+	c.open(3, "/hold", true)
+	c.call(5, "/whole", "")
+	c.expect("5: reset REFUSED_STREAM")
+	c.must(c.WriteRSTStream(1, 8))
+	c.call(7, "/whole", "")
+	c.expectAnswer(7, "")
+}
+
+// Bodies that do not end, or are not read, cost the stream that goes beyond the bound.
+func TestMaxHeldBytes(t *testing.T) {
+	for _, path := range []string{"/hold", "/whole"} {
+		t.Run(path[1:], func(t *testing.T) {
+			c := newFixture(t, func(cfg *Config) { cfg.MaxHeldBytes = 3 * maxFrame }).dial(t)
+			for id := uint32(1); id <= 7; id += 2 {
+				c.open(id, path, false)
+				c.must(c.WriteData(id, false, make([]byte, maxFrame)))
+			}
+			c.expect("7: reset ENHANCE_YOUR_CALM")
+			// What is given up makes room.
+			c.must(c.WriteRSTStream(1, 8))
+			c.open(9, path, false)
+			c.must(c.WriteData(9, false, make([]byte, maxFrame)))
+			c.call(11, "/whole", "abc")
+			c.expectAnswer(11, "abc")
+		})
+	}
+}
+
+func TestMaxBodyBytes(t *testing.T) {
+	c := newFixture(t, func(cfg *Config) { cfg.MaxBodyBytes = 10 }).dial(t)
+	c.call(1, "/whole", "0123456789")
+	c.expectAnswer(1, "0123456789")
+	c.call(3, "/whole", "0123456789a")
+	c.expect("3: status=413 end")
+	c.open(5, "/whole", false)
+	c.must(c.WriteData(5, false, []byte("01234")))
+	c.must(c.WriteData(5, false, []byte("56789a")))
+	c.expect("5: status=413 end", "5: reset NO_ERROR")
+	c.must(c.WriteData(5, true, []byte("more"))) // it may have been on its way
+	c.call(7, "/whole", "")
+	c.expectAnswer(7, "")
+}
+
+// Answers that the peer has no room for are kept up to a bound; after that requests are refused.
+func TestMaxUnsentBytes(t *testing.T) {
+	f := newFixture(t, func(cfg *Config) { cfg.MaxUnsentBytes = 3 * maxFrame / 2 })
+	c := f.dial(t)
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	body := string(make([]byte, maxFrame))
+	c.call(1, "/whole", body)
+	c.call(3, "/later", body)
+	third := <-f.handler.later
+	c.call(5, "/later", body)
+	fifth := <-f.handler.later
+	c.expect("1: status=200 kind=test")
+	f.handler.answerLater(third)
+	c.expect("3: status=200 kind=test")
+	// A request that is under way cannot wait: its answer comes by a callback.
+	f.handler.answerLater(fifth)
+	c.expect("5: reset ENHANCE_YOUR_CALM")
+	c.call(7, "/whole", "")
+	c.expect("7: reset ENHANCE_YOUR_CALM")
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: maxFrame}))
+	c.expect(`1: "16384 bytes"`, "1: end=0 end", `3: "16384 bytes"`, "3: end=0 end")
+	c.call(9, "/whole", "")
+	c.expectAnswer(9, "")
+}
+
+// Whoever may wait, waits for room.
+func TestAnswerWaitsForRoom(t *testing.T) {
+	f := newFixture(t, func(cfg *Config) { cfg.MaxUnsentBytes = maxFrame / 2 })
+	c := f.dial(t)
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	c.call(1, "/later", "")
+	s := <-f.handler.later
+	c.call(3, "/whole", string(make([]byte, maxFrame)))
+	c.expect("3: status=200 kind=test")
+	done := make(chan error)
+	go func() { done <- s.AnswerAndRelease(testHead, Bytes("abc"), testTrailer, true, true) }()
+	select {
+	case err := <-done:
+		t.Fatalf("it did not wait: %v", err)
+	default:
+	}
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: maxFrame}))
+	c.expect(`3: "16384 bytes"`, "3: end=0 end")
+	c.expectAnswer(1, "abc")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A peer that opens streams and gives them up at once is read no further while the handler has too
+// many of them.
+func TestRapidReset(t *testing.T) {
+	f := newFixture(t, nil)
+	c := f.dial(t)
+	const n = 50
+	for i := range uint32(n) {
+		c.call(2*i+1, "/later", "")
+		c.must(c.WriteRSTStream(2*i+1, 8))
+	}
+	c.call(2*n+1, "/whole", "abc")
+	answer := make(chan string, 1)
+	last := fmt.Sprintf("%d: status=200 kind=test", 2*n+1)
+	go func() {
+		for e := ""; e != last; { // others may be answered before they are given up
+			e = c.next()
+		}
+		answer <- last
+	}()
+	begun := 0
+	for begun < n {
+		s := <-f.handler.later
+		begun++
+		if waiting := len(f.handler.later) + 1; waiting > 9+1 {
+			t.Errorf("%d abandoned requests at a time", waiting)
+		}
+		select {
+		case a := <-answer:
+			t.Fatalf("after %d of %d: %s", begun, n, a)
+		default:
+		}
+		f.handler.answerLater(s)
+	}
+	<-answer
+}
+
+// A connection that is not read from any more, because of that, still ends.
+func TestRapidResetAndClose(t *testing.T) {
+	f := newFixture(t, nil)
+	c := f.dial(t)
+	for i := range uint32(20) {
+		c.call(2*i+1, "/later", "")
+		c.must(c.WriteRSTStream(2*i+1, 8))
+	}
+	for range 9 {
+		<-f.handler.later
+	}
+	f.Close()
+	<-c.failed
+}
+
+func TestHeaderBounds(t *testing.T) {
+	frame := func(kind, flags byte, payload []byte) []byte {
+		return append(appendFrameHeader(nil, len(payload), kind, flags, 1), payload...)
+	}
+	t.Run("large list", func(t *testing.T) {
+		c := newFixture(t, nil).dial(t)
+		c.open(1, "/whole", true, "x: "+strings.Repeat("x", 15<<10), "y: "+strings.Repeat("x", 1<<10))
+		c.expect("1: reset ENHANCE_YOUR_CALM")
+		c.call(3, "/whole", "abc")
+		c.expectAnswer(3, "abc")
+	})
+	t.Run("bomb", func(t *testing.T) {
+		// One entry of the table, again and again, costs a byte each.
+		c := newFixture(t, nil).dial(t)
+		c.call(1, "/whole", "", "x: "+strings.Repeat("x", 3000))
+		c.expectAnswer(1, "")
+		c.write(append(appendFrameHeader(nil, 10_000, frameHeaders, flagEndHeaders|flagEndStream, 3), bytes.Repeat([]byte{0xbe}, 10_000)...))
+		c.expect("3: reset ENHANCE_YOUR_CALM")
+	})
+	t.Run("endless block", func(t *testing.T) {
+		c := newFixture(t, nil).dial(t)
+		c.write(frame(frameHeaders, 0, make([]byte, maxFrame)))
+		c.write(frame(frameContinuation, 0, make([]byte, 1)))
+		c.expect("GOAWAY 0 ENHANCE_YOUR_CALM a header block that is too large", "closed")
+	})
+	t.Run("endless frames", func(t *testing.T) {
+		c := newFixture(t, nil).dial(t)
+		c.write(frame(frameHeaders, 0, nil))
+		for range maxContinuations + 1 {
+			c.write(frame(frameContinuation, 0, nil))
+		}
+		c.expect("GOAWAY 0 ENHANCE_YOUR_CALM a header block that is too large", "closed")
+	})
+}
+
+// A peer that asks and does not read is cut off.
+func TestControlFlood(t *testing.T) {
+	for name, frame := range map[string][]byte{
+		"settings": appendSettings(nil),
+		"resets":   appendFrameHeader(nil, 0, frameData, 0, 1), // of a stream that has ended
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, nil)
+			nc, server := net.Pipe()
+			c := f.connect(t, nc, server, ConnOptions{})
+			c.handshake()
+			c.open(1, "/hold", true)
+			c.must(c.WriteRSTStream(1, 8))
+			flood := bytes.Repeat(frame, 100)
+			sent := 0
+			for sent < 4*outMax {
+				n, err := nc.Write(flood)
+				sent += n
+				if err != nil {
+					break
+				}
+			}
+			if sent >= 4*outMax {
+				t.Errorf("%d bytes were taken", sent)
+			}
+			nc.Close()
+			if err := <-c.failed; err == nil || !strings.Contains(err.Error(), "does not read") {
+				t.Errorf("the connection ended with %v", err)
+			}
+		})
+	}
+}
+
+// An answer before the end of the request: what is on its way is no offence, and has no effect.
+func TestAnsweredEarly(t *testing.T) {
+	c := newFixture(t, nil).dial(t)
+	c.open(1, "/refuse", false)
+	c.expect("1: status=404 end", "1: reset NO_ERROR")
+	c.must(c.WriteData(1, false, make([]byte, maxFrame)))
+	c.must(c.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.encode("name: x"), EndStream: true, EndHeaders: true}))
+	c.must(c.WriteRSTStream(1, 0))
+	c.call(3, "/whole", "abc")
+	c.expectAnswer(3, "abc")
+}
+
+// failingBody cannot be encoded.
+type failingBody struct{ error }
+
+func (f failingBody) AppendBody([]byte) ([]byte, error) { return nil, f.error }
+
+// An answer that cannot be encoded leaves nothing behind: another can be given.
+func TestAnswerThatFails(t *testing.T) {
+	f := newFixture(t, nil)
+	c := f.dial(t)
+	for i, blocked := range []bool{false, true} {
+		if blocked {
+			c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+			c.call(101, "/whole", "x")
+			c.expect("101: status=200 kind=test")
+		}
+		id := uint32(103 + 2*i)
+		if !blocked {
+			id = 1
+		}
+		c.call(id, "/later", "")
+		s := <-f.handler.later
+		broken := failingBody{io.ErrNoProgress}
+		if err := s.AnswerAndRelease(testHead, broken, testTrailer, false, true); err != broken.error {
+			t.Errorf("the answer ended with %v", err)
+		}
+		_ = s.Finish(testHead, []Field{{Name: "end", Value: "13"}})
+		s.Release(true)
+		c.expect(fmt.Sprintf("%d: status=200 kind=test end=13 end", id))
+	}
+}
+
+// A stream that is released without an answer is reset.
+func TestReleaseWithoutAnswer(t *testing.T) {
+	f := newFixture(t, nil)
+	c := f.dial(t)
+	c.call(1, "/later", "")
+	(<-f.handler.later).Release(true)
+	c.expect("1: reset INTERNAL_ERROR")
+}
+
+// Streams are used again, and what a late answer does goes to nobody else.
+func TestReuse(t *testing.T) {
+	f := newFixture(t, nil)
+	c := f.dial(t)
+	c.call(1, "/later", "one")
+	one := <-f.handler.later
+	c.must(c.WriteRSTStream(1, 8))
+	c.call(3, "/later", "three")
+	three := <-f.handler.later
+	if one == three {
+		t.Fatal("a stream was used again before it was released")
+	}
+	f.handler.answerLater(one) // goes nowhere
+	f.handler.answerLater(three)
+	c.expectAnswer(3, "three")
+	c.call(5, "/later", "five")
+	five := <-f.handler.later
+	if five != three {
+		t.Error("the stream was not used again")
+	}
+	f.handler.answerLater(five)
+	c.expectAnswer(5, "five")
+}
