@@ -17,11 +17,8 @@ const prefixLen = 5
 // message returns the message that a body is, in the body or decompressed. A body that ends early
 // is Unknown, as in grpc-go; what follows the message is ignored there too.
 func (t *own) message(r *route, body []byte, whole bool) ([]byte, error) {
-	switch {
-	case len(body) == 0:
+	if len(body) < prefixLen {
 		return nil, io.EOF
-	case len(body) < prefixLen:
-		return nil, io.ErrUnexpectedEOF
 	}
 	flag, n := body[0], clampInt(binary.BigEndian.Uint32(body[1:]))
 	body = body[prefixLen:]

@@ -225,6 +225,24 @@ func (s *Server) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	s.services = append(s.services, service{desc, impl})
 }
 
+// GetServiceInfo says what is registered, for gRPC's reflection service.
+func (s *Server) GetServiceInfo() map[string]grpc.ServiceInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]grpc.ServiceInfo{}
+	for _, svc := range s.services {
+		info := grpc.ServiceInfo{Metadata: svc.desc.Metadata}
+		for _, m := range svc.desc.Methods {
+			info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
+		}
+		for _, m := range svc.desc.Streams {
+			info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})
+		}
+		out[svc.desc.ServiceName] = info
+	}
+	return out
+}
+
 // HandleUnary has h answer the calls of a unary method, /package.Service/Method, in place of the
 // registered service. It is called before Start.
 func (s *Server) HandleUnary(fullMethod string, h Handler) {

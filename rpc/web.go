@@ -68,7 +68,10 @@ func webRequest(ctx context.Context, w *webWriter) (*http.Request, error) {
 		r.Host = header.Get("Host")
 	}
 	header.Del("Host")
-	if h.ContentLength != 0 {
+	switch {
+	case w.s.Empty():
+		r.ContentLength = 0
+	case h.ContentLength != 0:
 		r.Body = &webBody{w: w, expected: httpguts.HeaderValuesContainsToken(header["Expect"], "100-continue")}
 	}
 	if h.Method == http.MethodConnect {
@@ -159,10 +162,10 @@ func (w *webWriter) Write(p []byte) (int, error) {
 	if !bodyAllowed(w.code) {
 		return 0, http.ErrBodyNotAllowed
 	}
-	w.written += int64(len(p))
-	if n, err := strconv.ParseInt(w.chosen.Get("Content-Length"), 10, 64); err == nil && w.written > n {
+	if n, err := strconv.ParseInt(w.chosen.Get("Content-Length"), 10, 64); err == nil && w.written+int64(len(p)) > n {
 		return 0, http.ErrContentLength
 	}
+	w.written += int64(len(p))
 	total := len(p)
 	for len(w.buf)+len(p) > webBuffer {
 		n := webBuffer - len(w.buf)

@@ -283,7 +283,7 @@ func (c *Conn) open(id uint32, h *Header, varying string, end bool) *Stream {
 		s = &Stream{c: c}
 		s.change.L = &c.mu
 	}
-	s.id, s.header, s.varying = id, h, varying
+	s.id, s.header, s.varying, s.empty = id, h, varying, end
 	s.body, s.remoteDone = Flow, end
 	s.recvWindow, s.sendWindow = c.s.cfg.StreamWindow, c.initial
 	c.opened[id>>1&31] = openedStream{id, end}

@@ -26,6 +26,7 @@ type request struct {
 	id      uint32
 	header  *Header
 	varying string
+	empty   bool // there is no body
 
 	// Of the reading goroutine.
 	body     Body
@@ -63,6 +64,9 @@ func (s *Stream) Header() *Header { return s.header }
 
 // Varying returns the field of the request's header that Config.Varying names, or nothing.
 func (s *Stream) Varying() string { return s.varying }
+
+// Empty tells whether the request's header was all there is to it.
+func (s *Stream) Empty() bool { return s.empty }
 
 // RemoteAddr returns the peer's address.
 func (s *Stream) RemoteAddr() net.Addr { return s.c.nc.RemoteAddr() }
