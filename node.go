@@ -436,6 +436,9 @@ func await(ctx context.Context, propose func(done func(machine.Result))) machine
 }
 
 func (n *Node) readIndex(ctx context.Context) error {
+	if n.consensus.UpToDate() {
+		return nil
+	}
 	answer := make(chan error, 1)
 	n.consensus.ReadIndex(func(err error) { answer <- err })
 	select {

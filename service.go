@@ -33,6 +33,7 @@ func (s *service) ProposeCommand(command []byte, done func(machine.Result)) {
 }
 
 func (s *service) ReadIndex(ctx context.Context) error { return s.readIndex(ctx) }
+func (s *service) UpToDate() bool                      { return s.consensus.UpToDate() }
 func (s *service) ReadIndexAsync(done func(error))     { s.consensus.ReadIndex(done) }
 
 func (s *service) Status() api.Status {

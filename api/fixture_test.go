@@ -162,6 +162,8 @@ func (n *testNode) ReadIndex(ctx context.Context) error {
 	return errors.Join(n.readErr, ctx.Err())
 }
 
+func (n *testNode) UpToDate() bool { return false }
+
 func (n *testNode) ReadIndexAsync(done func(error)) {
 	n.mu.Lock()
 	confirm := n.confirm

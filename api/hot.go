@@ -157,7 +157,7 @@ func (q *request) read() {
 		q.end(nil, err)
 	case !isLight(q.r):
 		q.call.Go(func(ctx context.Context) { q.end(q.s.read(ctx, q.r)) })
-	case linearizable:
+	case linearizable && !q.s.node.UpToDate():
 		q.s.node.ReadIndexAsync(q.confirmed)
 	default:
 		q.end(q.s.readNow(context.Background(), q.r))

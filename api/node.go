@@ -25,6 +25,8 @@ type Node interface {
 	// ReadIndex returns when local state includes all that was acknowledged, by any member,
 	// before the call.
 	ReadIndex(ctx context.Context) error
+	// UpToDate tells, at once, that ReadIndex would find nothing to wait for. False says nothing.
+	UpToDate() bool
 	// ReadIndexAsync calls done where ReadIndex would return: once, from a goroutine that must
 	// not be held up.
 	ReadIndexAsync(done func(error))

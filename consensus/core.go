@@ -128,6 +128,12 @@ func (c *core) step(m *pb.Message) {
 	}
 }
 
+// alone reports whether this member leads and there are no others.
+func (c *core) alone() bool {
+	voters := c.conf.GetVoters()
+	return c.state == raft.StateLeader && len(voters) == 1 && voters[0] == c.id && len(c.conf.GetLearners()) == 0
+}
+
 // changed makes an applied change of the membership known to raft, which has it
 // already if a snapshot of a later entry came while it was applied.
 func (c *core) changed(a appliedChange) {

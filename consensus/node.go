@@ -166,6 +166,7 @@ type Node struct {
 	flushFrom    uint64        // Owned by apply: where the last flush was asked for.
 	cutTo        atomic.Uint64 // entries up to here may leave the log
 	needed       atomic.Pointer[need]
+	alone        atomic.Bool   // there are no other members, and what was acknowledged before this start is applied
 	failed       atomic.Uint64 // see FailedProposals
 	status       atomic.Pointer[Status]
 	leaderMoved  chan struct{} // capacity 1
@@ -398,10 +399,26 @@ func (n *Node) submit(p proposal, size int) {
 	n.settleIfStopped()
 }
 
+// UpToDate reports whether the machine's state is known, without asking anyone,
+// to include everything that was acknowledged anywhere before the call: this
+// member is the only one, so that it acknowledges all there is, when applied.
+func (n *Node) UpToDate() bool {
+	select {
+	case <-n.stop:
+		return false
+	default:
+		return n.alone.Load()
+	}
+}
+
 // ReadIndex calls done once, from a goroutine that must not be held up, when
 // the machine's state includes everything that was acknowledged anywhere
-// before the call, or with an error.
+// before the call, or with an error. It may do so before it returns.
 func (n *Node) ReadIndex(done func(error)) {
+	if n.UpToDate() {
+		done(nil)
+		return
+	}
 	if err := n.admit(&n.waitingReads); err != nil {
 		done(err)
 		return
@@ -551,6 +568,9 @@ func (n *Node) run() error {
 			n.core.propose()
 			n.core.requestRead(time.Now())
 		}
+		if !n.alone.Load() && n.core.alone() && n.core.commitIsKnown() {
+			n.alone.Store(n.applied.Load() >= n.core.raft.BasicStatus().GetCommit())
+		}
 	}
 }
 
@@ -562,6 +582,7 @@ func (n *Node) input() {
 		n.core.stable(in.stable)
 		for _, a := range in.changes {
 			n.core.changed(a)
+			n.alone.Store(n.alone.Load() && n.core.alone()) // before the new member hears anything
 		}
 		for _, m := range in.messages {
 			n.core.step(m)

@@ -434,12 +434,14 @@ func (b brittle) Apply(entries []machine.Entry) ([]machine.Result, error) {
 // told.
 func TestFailedApplyIsToldToReaders(t *testing.T) {
 	m, l := brittle{newJournal(), make(chan struct{}, 100)}, newLog(t, vfs.NewMem())
-	n := start(t, config(l, m))
+	cfg := config(l, m)
+	cfg.Learners = []uint64{6} // the only member has no reads that wait
+	n := start(t, cfg)
 	m.gate <- struct{}{}
 	must(t, readIndex(n))
 	queued := func(want int) { // the apply goroutine is at the gate, and so much waits
 		t.Helper()
-		for n.Err() == nil {
+		for deadline := time.Now().Add(20 * time.Second); n.Err() == nil && time.Now().Before(deadline); {
 			n.applies.mu.Lock()
 			got := len(n.applies.items)
 			n.applies.mu.Unlock()
@@ -644,4 +646,59 @@ func FuzzDecodeBatch(f *testing.F) {
 			t.Fatalf("%d commands became %d: %v", len(commands), len(second), err)
 		}
 	})
+}
+
+// The only member knows without asking what was acknowledged; it does not while it
+// replays its log, nor from when on another one is there.
+func TestOnlyMemberIsUpToDate(t *testing.T) {
+	fs := vfs.NewMem()
+	m, l := newJournal(), newLog(t, fs)
+	cfg := config(l, m)
+	cfg.FlushEntries = 1 << 20
+	n := start(t, cfg)
+	for range 20 {
+		must(t, propose(n, "x").Err)
+	}
+	eventually(t, "the member to know that it is alone", n.UpToDate)
+	done := false
+	if n.ReadIndex(func(err error) { done = err == nil }); !done {
+		t.Error("a read waited for itself")
+	}
+	n.Close()
+	if n.UpToDate() {
+		t.Error("up to date after Close")
+	}
+	must(t, l.Close())
+
+	l, err := wal.Open(logOptions(fs))
+	must(t, err)
+	slow := &slowStart{journal: m.crash(), begin: make(chan struct{})}
+	n = start(t, config(l, slow))
+	defer func() {
+		n.Close()
+		must(t, l.Close())
+	}()
+	eventually(t, "the member to lead", func() bool { return n.Status().IsLeader })
+	if n.UpToDate() {
+		t.Error("up to date before the log is applied")
+	}
+	close(slow.begin)
+	must(t, readIndex(n))
+	eventually(t, "the member to know that it is alone", n.UpToDate)
+	if got := len(slow.list()); got != 20 {
+		t.Errorf("up to date with %d of 20 commands", got)
+	}
+	must(t, change(n, machine.Change{Kind: machine.AddMember, Member: machine.Member{ID: 2, IsLearner: true}}))
+	eventually(t, "the member to know of another", func() bool { return !n.UpToDate() })
+}
+
+// slowStart is a machine that applies nothing before it is let go.
+type slowStart struct {
+	*journal
+	begin chan struct{}
+}
+
+func (s *slowStart) Apply(entries []machine.Entry) ([]machine.Result, error) {
+	<-s.begin
+	return s.journal.Apply(entries)
 }
