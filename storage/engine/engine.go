@@ -133,9 +133,9 @@ func (e *Engine) openDB(readOnly bool) (err error) {
 		// Compactions of level 0 rewrite the level below too, for keys come in no
 		// order. With Pebble's 4 they were a quarter of what a put costs; filters
 		// keep the reads of single keys out of the tables that pile up.
-		L0CompactionThreshold:       12,
-		L0StopWritesThreshold:       outOfReach,
-		FormatMajorVersion:          pebble.FormatNewest,
+		L0CompactionThreshold: 12,
+		L0StopWritesThreshold: outOfReach,
+		FormatMajorVersion:    pebble.FormatNewest,
 		Logger: &logger{z: e.o.Logger, abandon: func(err error) {
 			e.abandon.Do(func() { close(e.abandoned) }) // first: who hears of the error may call Close
 			fatal(err)
