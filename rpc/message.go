@@ -15,8 +15,9 @@ import (
 const prefixLen = 5
 
 // message returns the message that a body is, in the body or decompressed. A body that ends early
-// is Unknown, as in grpc-go; what follows the message is ignored there too.
-func (t *own) message(r *route, body []byte, whole bool) ([]byte, error) {
+// is Unknown, as in grpc-go; what follows the message is ignored there too. Of a body that is too
+// large only the beginning is needed.
+func (t *own) message(r *route, body []byte) ([]byte, error) {
 	if len(body) < prefixLen {
 		return nil, io.EOF
 	}
@@ -26,9 +27,6 @@ func (t *own) message(r *route, body []byte, whole bool) ([]byte, error) {
 		return nil, tooLarge(n, t.o.MaxRecvBytes)
 	}
 	if n > len(body) {
-		if !whole {
-			return nil, tooLarge(len(body), t.o.MaxRecvBytes)
-		}
 		return nil, io.ErrUnexpectedEOF
 	}
 	return t.plain(r, flag, body[:n])

@@ -108,6 +108,9 @@ func (t *own) serve(c net.Conn, grpcOnly bool) {
 	var o h2.ConnOptions
 	switch c := c.(type) {
 	case *tls.Conn:
+		if p, ok := c.NetConn().(*peeked); ok {
+			setUserTimeout(p.Conn, t.keepaliveTimeout())
+		}
 		state := c.ConnectionState()
 		o.TLS = &state
 		p.AuthInfo = credentials.TLSInfo{
@@ -274,9 +277,9 @@ func (t *own) context(s *h2.Stream, r *route) (context.Context, context.CancelFu
 }
 
 // Whole implements h2.Handler.
-func (t *own) Whole(s *h2.Stream, body []byte, whole bool) {
+func (t *own) Whole(s *h2.Stream, body []byte, _ bool) {
 	r := s.Header().Route.(*route)
-	msg, err := t.message(r, body, whole)
+	msg, err := t.message(r, body)
 	switch {
 	case err != nil:
 		_ = s.Finish(r.head, statusFields(status.Convert(err)))

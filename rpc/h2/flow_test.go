@@ -126,6 +126,43 @@ func (f *fixture) pipeOnly(t *testing.T) net.Conn {
 	return f.connect(t, nc, server, ConnOptions{}).nc
 }
 
+// What has been read of a body takes no memory, also when there is always a rest.
+func TestReadWithARest(t *testing.T) {
+	reads, went := make(chan struct{}), make(chan struct{})
+	largest := 0
+	f := newFixture(t, func(cfg *Config) {
+		cfg.Handler = flowHandler(func(s *Stream) {
+			defer s.Release(false)
+			defer close(went)
+			for range reads {
+				s.c.mu.Lock()
+				for len(s.in)-s.inAt <= maxFrame {
+					s.change.Wait()
+				}
+				largest = max(largest, cap(s.in))
+				s.c.mu.Unlock()
+				if _, err := io.ReadFull(s, make([]byte, maxFrame)); err != nil {
+					t.Error(err)
+				}
+				went <- struct{}{}
+			}
+		})
+	})
+	c := f.dial(t)
+	c.open(1, "/", false)
+	c.must(c.WriteData(1, false, []byte("rest")))
+	for range 200 {
+		c.must(c.WriteData(1, false, make([]byte, maxFrame)))
+		reads <- struct{}{}
+		<-went
+	}
+	close(reads)
+	<-went
+	if largest > 8*maxFrame {
+		t.Errorf("%d bytes were held", largest)
+	}
+}
+
 // A handler that sends waits while the peer does not read, and is told when the stream ends.
 func TestSendWaits(t *testing.T) {
 	for name, end := range map[string]func(*client){

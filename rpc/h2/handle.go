@@ -85,6 +85,10 @@ func (c *Conn) handleData(f *frame) error {
 		s.credit(f.length)
 	case Flow:
 		s.credit(f.length - len(payload))
+		if s.inAt > len(s.in)/2 { // or it would grow for as long as the reader is not quite done
+			s.in = s.in[:copy(s.in, s.in[s.inAt:])]
+			s.inAt = 0
+		}
 		s.in = append(s.in, payload...)
 		s.change.Broadcast()
 		if c.heldBytes += len(payload); c.heldBytes > c.s.cfg.MaxHeldBytes {
