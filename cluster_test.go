@@ -85,6 +85,21 @@ func eventually(t testing.TB, f func() string) {
 	}
 }
 
+// onceHealthy makes a change of the membership, which is refused as long as members
+// have not been connected for a while.
+func onceHealthy[T any](t testing.TB, change func() (T, error)) (resp T) {
+	t.Helper()
+	eventually(t, func() string {
+		var err error
+		if resp, err = change(); errors.Is(err, rpctypes.ErrUnhealthy) {
+			return err.Error()
+		}
+		must(t, err)
+		return ""
+	})
+	return resp
+}
+
 func leaderOf(t testing.TB, nodes []*Node) *Node {
 	t.Helper()
 	var leader *Node
@@ -316,8 +331,9 @@ func TestMembersJoinAndLeave(t *testing.T) {
 	joining.Name, joining.InitialClusterState = "m4", ClusterStateExisting
 	joining.InitialCluster = configs[0].InitialCluster + ",m4=" + joining.ListenPeerURLs[0]
 	refused(t, joining, "member count is unequal")
-	added, err := nodes[1].Client().MemberAddAsLearner(ctx, joining.ListenPeerURLs)
-	must(t, err)
+	added := onceHealthy(t, func() (*clientv3.MemberAddResponse, error) {
+		return nodes[1].Client().MemberAddAsLearner(ctx, joining.ListenPeerURLs)
+	})
 	wrong := joining
 	wrong.InitialCluster = configs[0].InitialCluster + ",m4=http://127.0.0.1:1"
 	refused(t, wrong, "unmatched member")
@@ -346,8 +362,9 @@ func TestMembersJoinAndLeave(t *testing.T) {
 
 	// The leader is removed: it hears of that, and the others go on.
 	l := leaderOf(t, nodes)
-	_, err = others(nodes, l)[0].Client().MemberRemove(ctx, l.data.memberID)
-	must(t, err)
+	onceHealthy(t, func() (*clientv3.MemberRemoveResponse, error) {
+		return others(nodes, l)[0].Client().MemberRemove(ctx, l.data.memberID)
+	})
 	<-l.Done()
 	if !errors.Is(l.Err(), ErrRemoved) {
 		t.Errorf("a removed member ended with %v", l.Err())
@@ -355,7 +372,7 @@ func TestMembersJoinAndLeave(t *testing.T) {
 	i := slices.Index(nodes, l)
 	nodes = others(nodes, l)
 	must(t, l.Close())
-	_, err = nodes[0].Client().Put(ctx, "after the removal", "v")
+	_, err := nodes[0].Client().Put(ctx, "after the removal", "v")
 	must(t, err)
 	wantSame(t, nodes)
 
