@@ -287,8 +287,8 @@ func TestHandshake(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newFixture(t, nil).headed(t, nil)
-			c.write([]byte(tt.send))
 			c.expectSettings()
+			c.write([]byte(tt.send))
 			c.expect(tt.want...)
 			if err := <-c.failed; err == nil {
 				t.Error("the connection ended in order")

@@ -121,7 +121,7 @@ func newConn(s *Server, nc net.Conn, o ConnOptions) *Conn {
 		began: time.Now(),
 	}
 	c.released.L, c.room.L = &c.mu, &c.mu
-	if o.Socket != nil {
+	if useSockets && o.Socket != nil {
 		if rc, err := o.Socket.SyscallConn(); err == nil {
 			c.socket = rc
 			c.try.once = c.writeOnce

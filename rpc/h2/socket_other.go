@@ -2,7 +2,8 @@
 
 package h2
 
-// Sockets are used as connections alone here: newConn is not given any.
+// useSockets tells that sockets are used as connections alone here.
+const useSockets = false
 
 func (c *Conn) readSocket() error              { panic("h2: no socket") }
 func (c *Conn) writeNow(b []byte) (int, error) { panic("h2: no socket") }

@@ -7,6 +7,9 @@ import (
 	"syscall"
 )
 
+// useSockets tells that sockets are read and written without package net.
+const useSockets = true
+
 // readSocket reads from the socket itself: a connection that waits holds no buffer.
 func (c *Conn) readSocket() error {
 	var failed error

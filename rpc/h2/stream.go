@@ -154,13 +154,6 @@ func (s *Stream) reason() error {
 	return ErrEnded
 }
 
-// Ended tells whether nothing that is written will be sent.
-func (s *Stream) Ended() bool {
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	return s.ended
-}
-
 // Release gives the stream back. If reuse is true nothing keeps it: it becomes another request.
 // A stream that has not been answered is reset.
 func (s *Stream) Release(reuse bool) {
