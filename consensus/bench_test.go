@@ -51,7 +51,7 @@ func BenchmarkPropose(b *testing.B) {
 				must(b, log.Close())
 			}()
 			for !n.Status().IsLeader {
-				time.Sleep(time.Millisecond)
+				<-n.LeaderMoved()
 			}
 			command := make([]byte, 300)
 			var left atomic.Int64

@@ -101,9 +101,7 @@ func (c *core) step(m *pb.Message) {
 	c.hear(m)
 	switch m.GetType() {
 	case pb.MsgForgetLeader:
-		if m.GetTerm() == c.raft.BasicStatus().GetTerm() {
-			c.gone(m.GetFrom())
-		}
+		c.forsake(m)
 		return
 	case pb.MsgProp:
 		c.adoptLater(m)

@@ -441,7 +441,10 @@ func TestFailedApplyIsToldToReaders(t *testing.T) {
 	must(t, readIndex(n))
 	queued := func(want int) { // the apply goroutine is at the gate, and so much waits
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); n.Err() == nil && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(20 * time.Second); n.Err() == nil; {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d do not wait to be applied", want)
+			}
 			n.applies.mu.Lock()
 			got := len(n.applies.items)
 			n.applies.mu.Unlock()

@@ -90,6 +90,16 @@ func (c *core) haste() int {
 	return 0
 }
 
+// forsake gives up a leader of this term that says it is not heard. It answers
+// all the same, as to a heartbeat: if the leader hears that, it leads on.
+func (c *core) forsake(m *pb.Message) {
+	if m.GetTerm() != c.raft.BasicStatus().GetTerm() {
+		return
+	}
+	c.gone(m.GetFrom())
+	c.outbox = append(c.outbox, &pb.Message{Type: pb.MsgHeartbeatResp.Enum(), From: &c.id, To: m.From, Term: m.Term})
+}
+
 // withheld tells whether a message would make others follow this member, which
 // cannot lead.
 func (c *core) withheld(m *pb.Message) bool {

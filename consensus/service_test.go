@@ -6,8 +6,87 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/raft/v3/raftpb"
+
 	"github.com/coteriedb/coterie/machine"
 )
+
+// TestServiceResumesWhenAMajorityIsWholeAgain: with one of three members down, and
+// the link between the others cut for longer than an election timeout, there is
+// nobody to elect. When the link is whole again they need no longer either.
+func TestServiceResumesWhenAMajorityIsWholeAgain(t *testing.T) {
+	const (
+		tick    = 5 * time.Millisecond
+		timeout = 10 * tick // as in newCluster
+		rounds  = 60
+	)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, nil)
+		for id := range uint64(3) {
+			c.found(id+1, []uint64{1, 2, 3})
+			time.Sleep(tick / 3)
+		}
+		c.follower().stop()
+		var longest, sum time.Duration
+		for range rounds {
+			l := c.leader()
+			time.Sleep(rand.N(timeout))
+			c.isolate(l.id, true)
+			time.Sleep(timeout + rand.N(2*timeout))
+			c.isolate(l.id, false)
+			began := time.Now()
+			must(t, propose(c.all()[0].node, "x").Err)
+			took := time.Since(began)
+			longest, sum = max(longest, took), sum+took
+		}
+		t.Logf("%v at most, %v on average; the election timeout is %v", longest, sum/rounds, timeout)
+		if longest > 2*timeout {
+			t.Errorf("%v after the link was whole again; the election timeout is %v", longest, timeout)
+		}
+	})
+}
+
+// told passes on what a member sends.
+type told chan *pb.Message
+
+func (c told) Send(ms []*pb.Message) {
+	for _, m := range ms {
+		c <- m
+	}
+}
+
+// A leader that says it is not heard is given up, and answered all the same: when
+// it hears the answer it can lead on, and need not wait for an election.
+func TestLeaderThatIsNotHeardIsAnswered(t *testing.T) {
+	l, out := newLog(t, vfs.NewMem()), make(told, 100)
+	cfg := config(l, newJournal())
+	cfg.Voters, cfg.Tick, cfg.Peers = []uint64{1, 2, 5}, time.Hour, out
+	n := start(t, cfg)
+	fromLeader(n, 1, 1, 1)
+	eventually(t, "a leader", func() bool { return n.Status().Leader == 1 })
+	forget := func(term uint64) {
+		n.Receive(&pb.Message{Type: pb.MsgForgetLeader.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: &term})
+	}
+	forget(1) // of an earlier term
+	must(t, n.call(t.Context(), func(*core) {}))
+	if n.Status().Leader != 1 {
+		t.Error("given up for what was said in an earlier term")
+	}
+	forget(2)
+	patience := time.After(20 * time.Second)
+	for answered := false; !answered; {
+		select {
+		case m := <-out:
+			answered = m.GetType() == pb.MsgHeartbeatResp && m.GetTo() == 1 && m.GetTerm() == 2
+		case <-patience:
+			t.Fatal("not answered")
+		}
+	}
+	eventually(t, "the leader to be given up", func() bool { return n.Status().Leader == 0 })
+	n.Close()
+	must(t, l.Close())
+}
 
 // TestServiceResumesWithinTwoElectionTimeouts cuts the leader off in every way
 // and measures, in simulated time, how long no write of any member succeeds.

@@ -53,8 +53,8 @@ type Config struct {
 	// Patience is how long a control stream may be without an answer before both
 	// streams to the member are made anew. It should be an election timeout: when
 	// a network is whole again, TCP may take as long to notice as it was cut, and
-	// members would hear of one another too late. A new stream is tried for two
-	// to four times in it. At most ReadTimeout, which is the default.
+	// members would hear of one another too late. A new stream is tried at least
+	// once in it. At most ReadTimeout, which is the default.
 	Patience time.Duration
 	// SnapshotRate bounds the bytes per second of one snapshot being sent.
 	// Negative: no bound.
