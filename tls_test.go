@@ -24,6 +24,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/coteriedb/coterie/internal/loopback"
 )
 
 // An authority signs certificates for a test.
@@ -485,26 +487,19 @@ func TestAddressCheck(t *testing.T) {
 	}
 }
 
-// freePort returns a port of the loopback that is free now.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // openTogether founds a cluster of three with settings for what is between its members.
 func openTogether(t *testing.T, change func(i int, c *Config)) []*Node {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	configs := make([]Config, 3)
+	addresses, err := loopback.Addresses(len(configs))
+	must(t, err)
 	var cluster []string
 	for i := range configs {
 		c := testConfig(t)
 		c.Name = fmt.Sprintf("m%d", i)
-		c.ListenPeerURLs = []string{fmt.Sprintf("https://127.0.0.1:%d", freePort(t))}
+		c.ListenPeerURLs = []string{fmt.Sprintf("https://%s", addresses[i])}
 		c.InitialAdvertisePeerURLs = c.ListenPeerURLs
 		c.HeartbeatInterval, c.ElectionTimeout = 20*time.Millisecond, 200*time.Millisecond
 		cluster = append(cluster, c.Name+"="+c.ListenPeerURLs[0])

@@ -67,9 +67,12 @@ var mayImport = map[string][]string{
 	// All wiring. Nothing below imports it.
 	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "rpc", "storage/*", "wire"},
 
+	// For tests and benchmarks.
+	"internal/loopback": {},
+
 	// Programs. The load generator talks to any server that speaks etcd's API, so it knows none.
 	"bench":         {"bench/light"},
-	"bench/compare": {"bench", "bench/*"},
+	"bench/compare": {"bench", "bench/*", "internal/loopback"},
 	"bench/light":   {},
 	"cmd/coterie":   {".", "bench"},
 }
@@ -90,7 +93,7 @@ var mayBeUsedBy = []struct {
 		[]string{"rpc", "api", "api/*", ".", "bench", "bench/*", "cmd/*"}},
 	{"net/http", "only the way in, and that between members, know how commands arrive",
 		[]string{"rpc", "api", "api/*", "peer", ".", "bench", "bench/*", "cmd/*"}},
-	{"math/rand", "what is applied is deterministic; watchers are not part of it", []string{"api", "bench", "consensus", "lessor", "machine/watch", "peer"}},
+	{"math/rand", "what is applied is deterministic; watchers are not part of it", []string{"api", "bench", "consensus", "internal/loopback", "lessor", "machine/watch", "peer"}},
 	{"github.com/prometheus/client_golang/prometheus/promauto", "it registers in a global", nil},
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/bench"
+	"github.com/coteriedb/coterie/internal/loopback"
 )
 
 const (
@@ -135,7 +135,7 @@ func start(ctx context.Context, s side, work string, o serverOptions) (*server, 
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(2 * size)
+	addresses, err := loopback.Addresses(2 * size)
 	if err != nil {
 		return nil, err
 	}
@@ -148,10 +148,10 @@ func start(ctx context.Context, s side, work string, o serverOptions) (*server, 
 	}
 	var initial []string
 	for i := range size {
-		initial = append(initial, fmt.Sprintf("compare%d=http://%s", i, ports[size+i]))
+		initial = append(initial, fmt.Sprintf("compare%d=http://%s", i, addresses[size+i]))
 	}
 	for i := range size {
-		v.members = append(v.members, newMember(s, dir, i, ports[i], ports[size+i], cert, append(slices.Clone(o.flags), "--initial-cluster="+strings.Join(initial, ","))))
+		v.members = append(v.members, newMember(s, dir, i, addresses[i], addresses[size+i], cert, append(slices.Clone(o.flags), "--initial-cluster="+strings.Join(initial, ","))))
 	}
 	for _, m := range v.members {
 		if err := m.launch(); err != nil {
@@ -330,23 +330,4 @@ func (m *member) end() error {
 		<-m.exited
 		return fmt.Errorf("%s did not stop within %v and was killed", m.side.name, stopTimeout)
 	}
-}
-
-// freePorts finds addresses on the loopback interface that nobody listens on, and that the system does not give to
-// connections: whoever keeps dialing a member that is down could be given the very port that it dials.
-func freePorts(n int) (addrs []string, err error) {
-	const first, last = 15000, 32000
-	// Two runs at the same time begin at different ports, most likely.
-	begin := os.Getpid() * 37
-	for i := range last - first {
-		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(first+(begin+i)%(last-first)))
-		if err != nil {
-			continue
-		}
-		defer l.Close() // together at the end, so that the addresses differ
-		if addrs = append(addrs, l.Addr().String()); len(addrs) == n {
-			return addrs, nil
-		}
-	}
-	return nil, errors.New("no free port on the loopback interface")
 }

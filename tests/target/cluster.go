@@ -18,6 +18,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/internal/loopback"
 )
 
 // Kind says whose binary a cluster runs. The two take the same flags.
@@ -123,18 +125,17 @@ func (c *Cluster) place() (int, error) {
 	defer c.mu.Unlock()
 	i := len(c.members)
 	m := &member{name: "m" + strconv.Itoa(i), host: Host{Addr: "127.0.0.1"}}
-	client, peer := 2379, 2380
 	if i < len(c.cfg.Hosts) {
 		m.host = c.cfg.Hosts[i]
+		m.client = "http://" + net.JoinHostPort(m.host.Addr, "2379")
+		m.peer = "http://" + net.JoinHostPort(m.host.Addr, "2380")
 	} else {
-		ports, err := lastingPorts(2)
+		free, err := loopback.Addresses(2)
 		if err != nil {
 			return 0, err
 		}
-		client, peer = ports[0], ports[1]
+		m.client, m.peer = "http://"+free[0], "http://"+free[1]
 	}
-	m.client = "http://" + net.JoinHostPort(m.host.Addr, strconv.Itoa(client))
-	m.peer = "http://" + net.JoinHostPort(m.host.Addr, strconv.Itoa(peer))
 	c.members = append(c.members, m)
 	return i, nil
 }
@@ -247,12 +248,12 @@ func (c *Cluster) SetFlags(i int, flags ...string) { c.member(i).flags = flags }
 // MovePeer gives member i a new address for the others, from its next start on. The cluster must be told by itself, with
 // a member update.
 func (c *Cluster) MovePeer(i int) (string, error) {
-	ports, err := lastingPorts(1)
+	free, err := loopback.Addresses(1)
 	if err != nil {
 		return "", err
 	}
 	m := c.member(i)
-	m.peer = "http://" + net.JoinHostPort(m.host.Addr, strconv.Itoa(ports[0]))
+	m.peer = "http://" + free[0]
 	return m.peer, nil
 }
 
@@ -543,23 +544,4 @@ func (c *Cluster) nameOf(peer string) string {
 		}
 	}
 	return "unknown"
-}
-
-// lastingPorts finds n loopback ports that stay free while a member is down: none of those that the system gives to
-// connections, because a client that keeps dialing could be given the very port it dials.
-func lastingPorts(n int) ([]int, error) {
-	const first, last = 15000, 32000
-	var ports []int
-	for range 1000 {
-		port := first + rand.IntN(last-first)
-		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		if ports = append(ports, port); len(ports) == n {
-			return ports, nil
-		}
-	}
-	return nil, errors.New("no free port on the loopback interface")
 }

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/coteriedb/coterie/internal/loopback"
 )
 
 // readyLine is what etcd logs, and therefore Coterie too, when clients are served.
@@ -21,42 +23,32 @@ const readyLine = "ready to serve client requests"
 type Coterie struct {
 	binary string
 	cfg    Config
-	client int // port
-	peer   int // port
+	client string // URL
+	peer   string // URL
 	child  *child
 }
 
 // StartCoterie starts the given binary on a directory that is empty or holds the data of an earlier run.
 func StartCoterie(ctx context.Context, binary string, cfg Config) (*Coterie, error) {
 	c := &Coterie{binary: binary, cfg: cfg}
-	// The ports are free when they are chosen, but not reserved: a few attempts make a collision harmless.
-	var errs []error
-	for range 3 {
-		ports, err := freePorts(2)
-		if err != nil {
-			return nil, err
-		}
-		c.client, c.peer = ports[0], ports[1]
-		if err = c.start(ctx); err == nil {
-			return c, nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil || !bytes.Contains([]byte(err.Error()), []byte("address already in use")) {
-			break
-		}
+	free, err := loopback.Addresses(2)
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.Join(errs...)
+	c.client, c.peer = "http://"+free[0], "http://"+free[1]
+	if err := c.start(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func (c *Coterie) args() []string {
-	client := "http://127.0.0.1:" + strconv.Itoa(c.client)
-	peer := "http://127.0.0.1:" + strconv.Itoa(c.peer)
 	args := []string{
 		"server",
 		"--data-dir", c.cfg.Dir,
-		"--listen-client-urls", client, "--advertise-client-urls", client,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-		"--initial-cluster", "default=" + peer,
+		"--listen-client-urls", c.client, "--advertise-client-urls", c.client,
+		"--listen-peer-urls", c.peer, "--initial-advertise-peer-urls", c.peer,
+		"--initial-cluster", "default=" + c.peer,
 		"--log-outputs", "stderr",
 	}
 	if c.cfg.UnsafeNoFsync {
@@ -97,7 +89,7 @@ func (c *Coterie) LogPath() string { return c.cfg.Dir + ".log" }
 func (c *Coterie) Name() string { return "coterie" }
 
 // Endpoint implements Server.
-func (c *Coterie) Endpoint() string { return "http://127.0.0.1:" + strconv.Itoa(c.client) }
+func (c *Coterie) Endpoint() string { return c.client }
 
 // PID is the process id of the current run.
 func (c *Coterie) PID() int { return c.child.pid }

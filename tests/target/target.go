@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -125,19 +124,4 @@ func awaitAnswer(ctx context.Context, cli *clientv3.Client) error {
 		case <-retry.C:
 		}
 	}
-}
-
-// freePorts reserves n different loopback ports and lets go of them. Another process may take one before the
-// server does; starting a server therefore tries more than once.
-func freePorts(n int) ([]int, error) {
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	return ports, nil
 }
