@@ -157,7 +157,7 @@ func (s *clusterShell) found(ctx context.Context, t *testing.T, flags []string) 
 // server is the binary of this kind and the command that starts one with etcd's flags.
 func (s *clusterShell) server() (binary, command string, err error) {
 	if s.kind == target.KindCoterie {
-		return bin.coterie, bin.coterie + " server", nil
+		return bin.coterie, strings.Join(append([]string{bin.coterie, "server"}, target.TransportFlags()...), " "), nil
 	}
 	binary, err = bin.etcd()
 	return binary, binary, err
