@@ -1,6 +1,7 @@
 package coterie
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -40,7 +41,7 @@ func must(t testing.TB, err error) {
 }
 
 // testConfig is a member on unix sockets in its own directory, so that tests
-// need no ports.
+// need no ports. COTERIE_TEST_TRANSPORT, in the environment, is its transport.
 func testConfig(t testing.TB) Config {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "coterie") // short, for a socket's path must be
@@ -51,6 +52,7 @@ func testConfig(t testing.TB) Config {
 	cfg.ListenClientURLs = []string{"unix://" + filepath.Join(dir, "c")}
 	cfg.AdvertiseClientURLs = cfg.ListenClientURLs
 	cfg.ListenPeerURLs = []string{"unix://" + filepath.Join(dir, "p")}
+	cfg.Transport = cmp.Or(os.Getenv("COTERIE_TEST_TRANSPORT"), cfg.Transport)
 	return cfg
 }
 

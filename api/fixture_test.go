@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -280,6 +281,7 @@ func newTestServerOn(t testing.TB, change func(*Config), wrap func(grpc.ServiceR
 	}
 	s := New(cfg)
 	transport := rpc.NewServer(rpc.Options{
+		Transport:        rpc.Transport(os.Getenv("COTERIE_TEST_TRANSPORT")), // the default if it is not set
 		UnaryInterceptor: s.InterceptUnary, StreamInterceptor: s.InterceptStream, Traffic: s.Traffic(),
 		MaxRecvBytes: MaxRecvBytes(cfg.MaxRequestBytes),
 	})

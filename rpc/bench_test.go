@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -22,7 +21,7 @@ import (
 	"github.com/coteriedb/coterie/bench/light"
 )
 
-// asServer, in the environment, makes the test binary the server of BenchmarkUnary: its value is the kind.
+// asServer, in the environment, makes the test binary the server of BenchmarkUnary (see TestMain): its value is the kind.
 const asServer = "COTERIE_RPC_BENCHMARK"
 
 // Kinds of servers: how a method answers that does nothing.
@@ -43,7 +42,7 @@ func BenchmarkUnary(b *testing.B) {
 }
 
 func benchmarkUnary(b *testing.B, kind string) {
-	server := exec.Command(os.Args[0], "-test.run=^TestBenchmarkServer$", "-test.count=1")
+	server := exec.Command(os.Args[0])
 	server.Env = append(os.Environ(), asServer+"="+kind)
 	server.Stderr = os.Stderr
 	in, err := server.StdinPipe()
@@ -123,12 +122,8 @@ func processTime(b *testing.B, pid int) time.Duration {
 	return time.Duration(ticks[0]+ticks[1]) * 10 * time.Millisecond // of which there are always 100 in a second
 }
 
-// TestBenchmarkServer is the server's process.
-func TestBenchmarkServer(t *testing.T) {
-	kind := os.Getenv(asServer)
-	if kind == "" {
-		t.Skip("it is not a test: BenchmarkUnary runs it")
-	}
+// runBenchmarkServer is the server's process. It says where it listens, and ends when its input does.
+func runBenchmarkServer(kind string) error {
 	o := Options{Traffic: &traffic{}}
 	if kind == viaGRPCGo {
 		o.Transport = GRPCGo
@@ -146,16 +141,16 @@ func TestBenchmarkServer(t *testing.T) {
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if path := os.Getenv(asServer + "_PROFILE"); path != "" {
 		f, err := os.Create(path)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		defer f.Close()
 		if err := pprof.StartCPUProfile(f); err != nil {
-			t.Fatal(err)
+			return err
 		}
 		defer pprof.StopCPUProfile()
 	}
@@ -164,10 +159,9 @@ func TestBenchmarkServer(t *testing.T) {
 	serving.Go(func() { _ = s.Serve(Listener{Listener: l}) })
 	fmt.Println(l.Addr())
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	s.Stop(ctx)
+	s.Stop(expired())
 	serving.Wait()
+	return nil
 }
 
 // answerInBulk answers as a store does that writes to a disk what has gathered while it wrote the

@@ -31,9 +31,14 @@ import (
 //
 //	header, trailer   to be sent; "late" in header sends it with SendHeader
 //	fail-bin          a status message, with a detail
-//	wait              wait for the end of the context, and tell ended
+//	wait              tell began, wait for the end of the context, and tell ended
 type echo struct {
+	began chan struct{}
 	ended chan error
+}
+
+func newEchoService() *echo {
+	return &echo{began: make(chan struct{}, 10), ended: make(chan error, 10)}
 }
 
 func (e *echo) register(s grpc.ServiceRegistrar) {
@@ -81,6 +86,7 @@ func (e *echo) prepare(ctx context.Context, set, send, trailer func(metadata.MD)
 		return st.Err()
 	}
 	if len(md["wait"]) > 0 {
+		e.began <- struct{}{}
 		<-ctx.Done()
 		e.ended <- ctx.Err()
 		return ctx.Err()
@@ -160,7 +166,7 @@ type echoClient struct {
 func newEcho(t *testing.T, o Options, dial ...grpc.DialOption) *echoClient {
 	t.Helper()
 	f := newFixture(t, o)
-	e := &echo{ended: make(chan error, 10)}
+	e := newEchoService()
 	e.register(f.Server)
 	addr := f.listen(t, Listener{})
 	cc, err := grpc.NewClient(addr, append(dial, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
@@ -295,8 +301,12 @@ func testCancellation(t *testing.T, transport Transport) {
 		if err := <-c.service.ended; err == nil {
 			t.Errorf("%s: the handler's context has not ended", name)
 		}
+		<-c.service.began
 		ctx, cancel = context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), "wait", "y"))
-		time.AfterFunc(10*time.Millisecond, cancel)
+		go func() { // ends when the handler has begun
+			<-c.service.began
+			cancel()
+		}()
 		if _, err := call(ctx, c, []byte("abc")); status.Code(err) != codes.Canceled {
 			t.Errorf("%s: the client got %v", name, err)
 		}

@@ -85,27 +85,36 @@ const (
 
 // AppendBody implements h2.Appender.
 func (m *outgoing) AppendBody(dst []byte) ([]byte, error) {
+	dst, plain, err := m.encode(dst)
+	if err != nil {
+		return nil, err
+	}
+	m.t.sent(plain)
+	m.m = nil // it may be large
+	return dst, nil
+}
+
+// encode appends the message, and returns how large it is without compression.
+func (m *outgoing) encode(dst []byte) (_ []byte, plain int, _ error) {
 	start := len(dst)
 	dst = append(dst, 0, 0, 0, 0, 0)
 	dst, err := appendMessage(dst, m.m)
 	if err != nil {
-		return nil, status.Errorf(codes.Internal, "grpc: error while marshaling: %v", err)
+		return nil, 0, status.Errorf(codes.Internal, "grpc: error while marshaling: %v", err)
 	}
-	plain := len(dst) - start - prefixLen
+	plain = len(dst) - start - prefixLen
 	if m.compressor != nil && plain > 0 {
 		if dst, err = compress(m.compressor, dst, start+prefixLen); err != nil {
-			return nil, status.Errorf(codes.Internal, "grpc: error while compressing: %v", err)
+			return nil, 0, status.Errorf(codes.Internal, "grpc: error while compressing: %v", err)
 		}
 		dst[start] = 1
 	}
 	n := len(dst) - start - prefixLen
 	if n > m.t.o.MaxSendBytes {
-		return nil, status.Errorf(codes.ResourceExhausted, m.tooLarge, n, m.t.o.MaxSendBytes)
+		return nil, 0, status.Errorf(codes.ResourceExhausted, m.tooLarge, n, m.t.o.MaxSendBytes)
 	}
 	binary.BigEndian.PutUint32(dst[start+1:], uint32(n))
-	m.t.sent(plain)
-	m.m = nil // it may be large
-	return dst, nil
+	return dst, plain, nil
 }
 
 func appendMessage(dst []byte, v any) ([]byte, error) {

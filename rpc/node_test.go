@@ -20,7 +20,7 @@ func testNode(t *testing.T, transport Transport) {
 		t.Skipf("%s does not say where @grpc/grpc-js is installed", nodeModules)
 	}
 	f := newFixture(t, Options{Transport: transport})
-	(&echo{ended: make(chan error, 10)}).register(f.Server)
+	newEchoService().register(f.Server)
 	cmd := exec.CommandContext(t.Context(), "node", "testdata/echo.js", f.listen(t, Listener{}))
 	cmd.Env = append(os.Environ(), "NODE_PATH="+dir)
 	out, err := cmd.CombinedOutput()

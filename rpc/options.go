@@ -19,13 +19,13 @@ const (
 )
 
 // Transport is what speaks HTTP/2.
-type Transport uint8
+type Transport string
 
 const (
 	// Coterie is this package's own transport.
-	Coterie Transport = iota
+	Coterie Transport = "coterie"
 	// GRPCGo is grpc-go's, and net/http's for clients that may speak HTTP/1.1 too.
-	GRPCGo
+	GRPCGo Transport = "grpc-go"
 )
 
 // Options configure a Server. The zero value of a field means its default.
@@ -35,6 +35,7 @@ type Options struct {
 	// say in its TLS handshake. It must be quick, and is called by several goroutines.
 	Refused func(remote net.Addr, err error)
 	// Transport is what speaks HTTP/2 where gRPC is served. Peers see no difference.
+	// Default: Coterie.
 	Transport Transport
 	// HTTP answers whatever is not gRPC. Nil: such requests get 404.
 	HTTP http.Handler
@@ -72,6 +73,9 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.Transport == "" {
+		o.Transport = Coterie
 	}
 	if o.HTTP == nil {
 		o.HTTP = http.NotFoundHandler()

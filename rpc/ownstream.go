@@ -221,6 +221,10 @@ func (ss *serverStream) SetTrailer(md metadata.MD) { _ = ss.exchanged.SetTrailer
 
 // SendMsg implements grpc.ServerStream.
 func (ss *serverStream) SendMsg(m any) error {
+	return ss.send(&outgoing{ss.t, m, ss.r.compressor, streamTooLarge})
+}
+
+func (ss *serverStream) send(m h2.Appender) error {
 	ss.mu.Lock()
 	if ss.done {
 		ss.mu.Unlock()
@@ -231,8 +235,7 @@ func (ss *serverStream) SendMsg(m any) error {
 		head = ss.head()
 	}
 	ss.mu.Unlock()
-	err := ss.s.Send(head, &outgoing{ss.t, m, ss.r.compressor, streamTooLarge})
-	return ss.failed(err)
+	return ss.failed(ss.s.Send(head, m))
 }
 
 // RecvMsg implements grpc.ServerStream.

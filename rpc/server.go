@@ -51,9 +51,13 @@ type Server struct {
 	stop chan struct{}
 }
 
-// NewServer returns a server without services and listeners.
+// NewServer returns a server without services and listeners. It panics if there is no such transport
+// as o names.
 func NewServer(o Options) *Server {
 	o = o.withDefaults()
+	if o.Transport != Coterie && o.Transport != GRPCGo {
+		panic(fmt.Sprintf("rpc: there is no transport %q", o.Transport))
+	}
 	s := &Server{
 		o:         o,
 		grpcConns: newHandoff("grpc"),

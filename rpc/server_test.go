@@ -8,16 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -30,7 +34,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if kind := os.Getenv(asServer); kind != "" {
+		if err := runBenchmarkServer(kind); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testService answers health checks: it says what it knows of the peer as the error's text for
 // the service "peer", and waits for the service "wait".
@@ -68,8 +80,9 @@ func (s *testService) Watch(_ *healthpb.HealthCheckRequest, stream healthpb.Heal
 
 // onEach runs a test on both transports: nobody is to notice which it is.
 func onEach(t *testing.T, test func(*testing.T, Transport)) {
-	t.Run("coterie", func(t *testing.T) { test(t, Coterie) })
-	t.Run("grpc-go", func(t *testing.T) { test(t, GRPCGo) })
+	for _, transport := range []Transport{Coterie, GRPCGo} {
+		t.Run(string(transport), func(t *testing.T) { test(t, transport) })
+	}
 }
 
 type fixture struct {
@@ -111,6 +124,17 @@ func (f *fixture) listen(t *testing.T, l Listener) string {
 		}
 	})
 	return l.Addr().String()
+}
+
+// checkThatWaits returns when a call waits, and how that will end.
+func (f *fixture) checkThatWaits(t *testing.T, c healthpb.HealthClient) <-chan error {
+	done := make(chan error, 1)
+	go func() { // ends with the call, which the test releases
+		_, err := c.Check(t.Context(), &healthpb.HealthCheckRequest{Service: "wait"})
+		done <- err
+	}()
+	<-f.service.waiting
+	return done
 }
 
 func expired() context.Context {
@@ -382,12 +406,7 @@ func testOtherConnectionsSurviveGarbage(t *testing.T, transport Transport) {
 	f := newFixture(t, Options{Transport: transport})
 	addr := f.listen(t, Listener{})
 	client := dial(t, addr, insecure.NewCredentials())
-	done := make(chan error, 1)
-	go func() {
-		_, err := client.Check(t.Context(), &healthpb.HealthCheckRequest{Service: "wait"})
-		done <- err
-	}()
-	<-f.service.waiting
+	done := f.checkThatWaits(t, client)
 	for range 20 {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -463,26 +482,23 @@ func TestStopWaitsForRequests(t *testing.T) { onEach(t, testStopWaitsForRequests
 
 func testStopWaitsForRequests(t *testing.T, transport Transport) {
 	f := newFixture(t, Options{Transport: transport})
-	addr := f.listen(t, Listener{})
-	client := dial(t, addr, insecure.NewCredentials())
-	done := make(chan error, 1)
-	go func() {
-		_, err := client.Check(t.Context(), &healthpb.HealthCheckRequest{Service: "wait"})
-		done <- err
-	}()
-	<-f.service.waiting
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closing := &closingListener{Listener: l, closed: make(chan struct{})}
+	client := dial(t, f.listen(t, Listener{Listener: closing}), insecure.NewCredentials())
+	done := f.checkThatWaits(t, client)
 	stopped := make(chan struct{})
 	go func() {
 		f.Stop(t.Context())
 		close(stopped)
 	}()
-	waitUntil(t, func() bool {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			c.Close()
-		}
-		return err != nil
-	}, "new connections are refused")
+	<-closing.closed
+	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		c.Close()
+		t.Error("a new connection was not refused")
+	}
 	select {
 	case <-stopped:
 		t.Fatal("Stop did not wait for the request")
@@ -528,36 +544,34 @@ func testStopCutsStreamsAtTheDeadline(t *testing.T, transport Transport) {
 func TestMaxConns(t *testing.T) { onEach(t, testMaxConns) }
 
 func testMaxConns(t *testing.T, transport Transport) {
-	f := newFixture(t, Options{Transport: transport})
-	addr := f.listen(t, Listener{MaxConns: 1})
-	first, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Close()
-	request := "GET /raw HTTP/1.1\r\nHost: x\r\n\r\n"
-	if _, err := io.WriteString(first, request); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := first.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	second, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer second.Close()
-	answered := make(chan string, 1)
-	go func() { answered <- rawGet(t, second) }()
-	select {
-	case <-answered:
-		t.Fatal("a second connection was served beside the first")
-	case <-time.After(50 * time.Millisecond):
-	}
-	first.Close()
-	if got := <-answered; !strings.Contains(got, "/raw") {
-		t.Errorf("after the first had ended the second got %q", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Options{Transport: transport})
+		l := newHandoff("port")
+		f.listen(t, Listener{Listener: l, MaxConns: 1})
+		first, accepted := net.Pipe()
+		l.deliver(accepted)
+		if _, err := io.WriteString(first, "GET /raw HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := first.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		second, waits := net.Pipe()
+		defer second.Close()
+		go l.deliver(waits) // ends when it is accepted
+		answered := make(chan string, 1)
+		go func() { answered <- rawGet(t, second) }()
+		synctest.Wait()
+		select {
+		case <-answered:
+			t.Fatal("a second connection was served beside the first")
+		default:
+		}
+		first.Close()
+		if got := <-answered; !strings.Contains(got, "/raw") {
+			t.Errorf("after the first had ended the second got %q", got)
+		}
+	})
 }
 
 type traffic struct{ sent, received atomic.Int64 }
@@ -624,6 +638,19 @@ func testAcceptErrors(t *testing.T, transport Transport) {
 	}
 }
 
+// closingListener tells when it has been closed.
+type closingListener struct {
+	net.Listener
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *closingListener) Close() error {
+	err := l.Listener.Close()
+	l.once.Do(func() { close(l.closed) })
+	return err
+}
+
 type failingListener struct{ errs []error }
 
 func (l *failingListener) Accept() (net.Conn, error) {
@@ -633,16 +660,6 @@ func (l *failingListener) Accept() (net.Conn, error) {
 }
 func (l *failingListener) Close() error   { return nil }
 func (l *failingListener) Addr() net.Addr { return memAddr("failing") }
-
-func waitUntil(t *testing.T, ok func() bool, what string) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
 
 // FuzzPeek: whatever the bytes and however they arrive, classification loses none.
 func FuzzPeek(f *testing.F) {

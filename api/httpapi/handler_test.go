@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -249,7 +250,7 @@ func (backend) Watch(stream pb.Watch_WatchServer) error {
 
 func newGateway(t *testing.T) *httptest.Server {
 	t.Helper()
-	transport := rpc.NewServer(rpc.Options{})
+	transport := rpc.NewServer(rpc.Options{Transport: rpc.Transport(os.Getenv("COTERIE_TEST_TRANSPORT"))}) // the default if it is not set
 	pb.RegisterKVServer(transport, backend{})
 	pb.RegisterWatchServer(transport, backend{})
 	transport.Start()

@@ -238,11 +238,12 @@ func (c *Conn) handleAll() error {
 		if err == nil {
 			continue
 		}
+		if err == errIncomplete {
+			return nil
+		}
 		var se streamError
 		var ce connError
 		switch {
-		case err == errIncomplete:
-			return nil
 		case errors.As(err, &se):
 			c.mu.Lock()
 			if s := c.table.get(se.stream); s != nil {

@@ -7,7 +7,7 @@ func (c *Conn) handle(f *frame) error {
 	if c.block.stream != 0 && (f.kind != frameContinuation || f.stream != c.block.stream) {
 		return connError{Protocol, "a header block is interrupted"}
 	}
-	switch f.kind {
+	switch f.kind { // a table of functions would have each frame allocated
 	case frameData:
 		return c.handleData(f)
 	case frameHeaders:

@@ -232,6 +232,9 @@ func (c *Cluster) Start(i int) error {
 		"--listen-peer-urls", m.peer, "--initial-advertise-peer-urls", m.peer,
 		"--log-outputs", "stderr",
 	)
+	if c.cfg.Kind == KindCoterie {
+		args = append(args, TransportFlags()...)
+	}
 	args = slices.Concat(args, m.bootstrap, c.cfg.Flags, m.flags)
 	command := slices.Concat(m.host.Command, []string{c.cfg.Binary}, args)
 	ch, err := startChild(c.LogPath(i), command[0], command[1:]...)

@@ -19,6 +19,18 @@ import (
 // readyLine is what etcd logs, and therefore Coterie too, when clients are served.
 const readyLine = "ready to serve client requests"
 
+// transportVariable, in the environment, chooses the transport of every Coterie that is started here, whichever suite
+// it is for: a value of --transport.
+const transportVariable = "COTERIE_TEST_TRANSPORT"
+
+// TransportFlags are what transportVariable adds to the command line of a Coterie.
+func TransportFlags() []string {
+	if transport := os.Getenv(transportVariable); transport != "" {
+		return []string{"--transport", transport}
+	}
+	return nil
+}
+
 // Coterie is a Coterie server in a child process.
 type Coterie struct {
 	binary string
@@ -51,6 +63,7 @@ func (c *Coterie) args() []string {
 		"--initial-cluster", "default=" + c.peer,
 		"--log-outputs", "stderr",
 	}
+	args = append(args, TransportFlags()...)
 	if c.cfg.UnsafeNoFsync {
 		args = append(args, "--unsafe-no-fsync")
 	}
