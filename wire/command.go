@@ -102,73 +102,63 @@ func decodeCommand(b []byte, m *pb.InternalRaftRequest, p *parts) bool {
 	return i == len(b)
 }
 
-// decodePart decodes a message of a command. One that comes twice is merged, and
-// not by this function.
+// decodePart decodes a message of a command.
 func decodePart(tag byte, b []byte, m *pb.InternalRaftRequest, p *parts) bool {
-	switch {
-	case tag == 3<<3|length && m.Range == nil:
-		p.rang = filled(p.rang)
-		m.Range = p.rang
-		return decodeRange(b, m.Range)
-	case tag == 4<<3|length && m.Put == nil:
-		p.put = filled(p.put)
-		m.Put = p.put
-		return decodePut(b, m.Put)
-	case tag == 5<<3|length && m.DeleteRange == nil:
-		p.deleteRange = filled(p.deleteRange)
-		m.DeleteRange = p.deleteRange
-		return decodeDeleteRange(b, m.DeleteRange)
-	case tag == 6<<3|length && m.Txn == nil:
-		p.txn = filled(p.txn)
-		m.Txn = p.txn
-		return decodeTxn(b, m.Txn, maxDepth)
-	case tag == 7<<3|length && m.Compaction == nil:
-		p.compaction = filled(p.compaction)
-		m.Compaction = p.compaction
-		return decodeCompaction(b, m.Compaction)
-	case tag == 8<<3|length && m.LeaseGrant == nil:
-		p.grant = filled(p.grant)
-		m.LeaseGrant = p.grant
-		return decodeLeaseGrant(b, m.LeaseGrant)
-	case tag == 9<<3|length && m.LeaseRevoke == nil:
-		p.revoke = filled(p.revoke)
-		m.LeaseRevoke = p.revoke
-		return decodeLeaseRevoke(b, m.LeaseRevoke)
-	case tag == 11<<3|length && m.LeaseCheckpoint == nil:
-		p.checkpoint = filled(p.checkpoint)
-		m.LeaseCheckpoint = p.checkpoint
-		return decodeLeaseCheckpoints(b, m.LeaseCheckpoint)
-	case tag == headerTag0 && m.Header == nil:
-		p.header = filled(p.header)
-		m.Header = p.header
-		return decodeRequestHeader(b, m.Header)
+	switch tag {
+	case 3<<3 | length:
+		return part(b, &m.Range, &p.rang, decodeRange)
+	case 4<<3 | length:
+		return part(b, &m.Put, &p.put, decodePut)
+	case 5<<3 | length:
+		return part(b, &m.DeleteRange, &p.deleteRange, decodeDeleteRange)
+	case 6<<3 | length:
+		return part(b, &m.Txn, &p.txn, decodeOuterTxn)
+	case 7<<3 | length:
+		return part(b, &m.Compaction, &p.compaction, decodeCompaction)
+	case 8<<3 | length:
+		return part(b, &m.LeaseGrant, &p.grant, decodeLeaseGrant)
+	case 9<<3 | length:
+		return part(b, &m.LeaseRevoke, &p.revoke, decodeLeaseRevoke)
+	case 11<<3 | length:
+		return part(b, &m.LeaseCheckpoint, &p.checkpoint, decodeLeaseCheckpoints)
+	case headerTag0:
+		return part(b, &m.Header, &p.header, decodeRequestHeader)
 	}
 	return false
 }
 
+// part decodes what a field holds into a message that is kept for it. One that
+// comes twice is merged, and not by this function.
+func part[M any](b []byte, field, kept **M, decode func([]byte, *M) bool) bool {
+	if *field != nil {
+		return false
+	}
+	*field = filled(kept)
+	return decode(b, *field)
+}
+
 func decodeRequestHeader(b []byte, m *pb.RequestHeader) bool {
 	m.Reset()
-	i := 0
-	for uint(i) < uint(len(b)) {
-		tag := b[i]
-		i++
-		switch tag {
-		case 1<<3 | varint:
-			m.ID, i = varintAt(b, i)
-		case 2<<3 | length:
-			var name []byte
-			name, i = bytesAt(b, i)
-			if !utf8.Valid(name) {
-				return false
-			}
-			m.Username = string(name)
-		case 3<<3 | varint:
-			m.AuthRevision, i = varintAt(b, i)
-		default:
-			return false
+	return fields(b, m, requestHeaderField)
+}
+
+func requestHeaderField(m *pb.RequestHeader, tag byte, b []byte, i int) int {
+	switch tag {
+	case 1<<3 | varint:
+		m.ID, i = varintAt(b, i)
+	case 2<<3 | length:
+		var name []byte
+		name, i = bytesAt(b, i)
+		if !utf8.Valid(name) {
+			return -1
 		}
+		m.Username = string(name)
+	case 3<<3 | varint:
+		m.AuthRevision, i = varintAt(b, i)
+	default:
+		return -1
 	}
-	return i == len(b)
+	return i
 }
 
 // AppendCommand appends the command whose only request is field, encoded as it

@@ -4,61 +4,51 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
+// decodeOuterTxn decodes a transaction that is in no other.
+func decodeOuterTxn(b []byte, m *pb.TxnRequest) bool { return decodeTxn(b, m, maxDepth) }
+
 // decodeTxn decodes a transaction in which others are nested less than depth
 // deep.
 func decodeTxn(b []byte, m *pb.TxnRequest, depth int) bool {
 	if depth == 0 {
 		return false
 	}
-	had := [...]int{len(m.Compare), len(m.Success), len(m.Failure)}
-	compare, success, failure := m.Compare[:0], m.Success[:0], m.Failure[:0]
+	compare, success, failure := m.Compare, m.Success, m.Failure
 	m.Reset()
-	i := 0
-	for uint(i) < uint(len(b)) {
-		tag := b[i]
-		var in []byte
-		in, i = bytesAt(b, i+1)
-		if i < 0 {
-			return false
-		}
-		ok := false
+	m.Compare, m.Success, m.Failure = compare[:0], success[:0], failure[:0]
+	operation := func(b []byte, m *pb.RequestOp) bool { return decodeRequestOp(b, m, depth) }
+	ok := fields(b, m, func(m *pb.TxnRequest, tag byte, b []byte, i int) int {
 		switch tag {
 		case 1<<3 | length:
-			compare = extend(compare)
-			ok = decodeCompare(in, compare[len(compare)-1])
+			m.Compare = extend(m.Compare)
+			return messageAt(b, i, m.Compare[len(m.Compare)-1], decodeCompare)
 		case 2<<3 | length:
-			success = extend(success)
-			ok = decodeRequestOp(in, success[len(success)-1], depth)
+			m.Success = extend(m.Success)
+			return messageAt(b, i, m.Success[len(m.Success)-1], operation)
 		case 3<<3 | length:
-			failure = extend(failure)
-			ok = decodeRequestOp(in, failure[len(failure)-1], depth)
+			m.Failure = extend(m.Failure)
+			return messageAt(b, i, m.Failure[len(m.Failure)-1], operation)
 		}
-		if !ok {
-			return false
-		}
-	}
-	m.Compare = shrunk(compare, had[0])
-	m.Success = shrunk(success, had[1])
-	m.Failure = shrunk(failure, had[2])
-	return i == len(b)
+		return -1
+	})
+	shrunk(m.Compare, len(compare))
+	shrunk(m.Success, len(success))
+	shrunk(m.Failure, len(failure))
+	return ok
 }
 
-// shrunk returns a list, behind whose end it forgets the messages of the had
-// ones before: they would keep bytes alive that nobody needs.
-func shrunk[M any](list []*M, had int) []*M {
+// shrunk forgets the messages behind the end of a list that had more before: they
+// would keep bytes alive that nobody needs.
+func shrunk[M any](list []*M, had int) {
 	if had > len(list) {
 		clear(list[len(list):had])
 	}
-	return list
 }
 
 func decodeCompare(b []byte, m *pb.Compare) bool {
 	union := m.TargetUnion
 	m.Reset()
-	i := 0
-	for uint(i) < uint(len(b)) {
-		tag := b[i]
-		i++
+	return fields(b, m, func(m *pb.Compare, tag byte, b []byte, i int) int {
 		switch tag {
 		case 1<<3 | varint:
 			m.Result, i = enumAt[pb.Compare_CompareResult](b, i)
@@ -90,14 +80,14 @@ func decodeCompare(b []byte, m *pb.Compare) bool {
 			m.TargetUnion = u
 		case 0x82: // the first byte of the tag of field 64
 			if i == len(b) || b[i] != 64<<3>>7 {
-				return false
+				return -1
 			}
 			m.RangeEnd, i = bytesAt(b, i+1)
 		default:
-			return false
+			return -1
 		}
-	}
-	return i == len(b)
+		return i
+	})
 }
 
 // reuse returns the wrapper that a field held before, if it has the type wanted.
@@ -111,51 +101,36 @@ func reuse[W any](old any) *W {
 func decodeRequestOp(b []byte, m *pb.RequestOp, depth int) bool {
 	old := m.Request
 	m.Reset()
-	i := 0
-	for uint(i) < uint(len(b)) {
+	return fields(b, m, func(m *pb.RequestOp, tag byte, b []byte, i int) int {
 		if m.Request != nil {
-			return false // the last one counts, or is merged
+			return -1 // the last one counts, or is merged
 		}
-		tag := b[i]
-		var in []byte
-		in, i = bytesAt(b, i+1)
-		if i < 0 {
-			return false
-		}
-		ok := false
 		switch tag {
 		case 1<<3 | length:
 			w := reuse[pb.RequestOp_RequestRange](old)
-			w.RequestRange = filled(w.RequestRange)
-			ok = decodeRange(in, w.RequestRange)
 			m.Request = w
+			return messageAt(b, i, filled(&w.RequestRange), decodeRange)
 		case 2<<3 | length:
 			w := reuse[pb.RequestOp_RequestPut](old)
-			w.RequestPut = filled(w.RequestPut)
-			ok = decodePut(in, w.RequestPut)
 			m.Request = w
+			return messageAt(b, i, filled(&w.RequestPut), decodePut)
 		case 3<<3 | length:
 			w := reuse[pb.RequestOp_RequestDeleteRange](old)
-			w.RequestDeleteRange = filled(w.RequestDeleteRange)
-			ok = decodeDeleteRange(in, w.RequestDeleteRange)
 			m.Request = w
+			return messageAt(b, i, filled(&w.RequestDeleteRange), decodeDeleteRange)
 		case 4<<3 | length:
 			w := reuse[pb.RequestOp_RequestTxn](old)
-			w.RequestTxn = filled(w.RequestTxn)
-			ok = decodeTxn(in, w.RequestTxn, depth-1)
 			m.Request = w
+			return messageAt(b, i, filled(&w.RequestTxn), func(b []byte, m *pb.TxnRequest) bool { return decodeTxn(b, m, depth-1) })
 		}
-		if !ok {
-			return false
-		}
-	}
-	return i == len(b)
+		return -1
+	})
 }
 
-// filled returns m, or a new message where there is none.
-func filled[M any](m *M) *M {
-	if m == nil {
-		return new(M)
+// filled returns the message that a field holds, or a new one where it holds none.
+func filled[M any](field **M) *M {
+	if *field == nil {
+		*field = new(M)
 	}
-	return m
+	return *field
 }

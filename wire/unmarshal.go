@@ -47,7 +47,7 @@ func decode(b []byte, m proto.Message) bool {
 	case *pb.DeleteRangeRequest:
 		return decodeDeleteRange(b, m)
 	case *pb.TxnRequest:
-		return decodeTxn(b, m, maxDepth)
+		return decodeOuterTxn(b, m)
 	case *pb.CompactionRequest:
 		return decodeCompaction(b, m)
 	case *pb.LeaseGrantRequest:
@@ -73,6 +73,26 @@ func decode(b []byte, m proto.Message) bool {
 // The parsers below take an index into b and return the one behind what they
 // have parsed, or -1. Loops end at a negative index, and say whether they have
 // come to the end of b.
+
+// fields decodes a message with field, which is given the tag of each field and
+// the index behind it, and returns the index behind the field. A put takes a
+// nanosecond or two longer this way than with a loop written out, of 11 µs.
+func fields[M any](b []byte, m *M, field func(m *M, tag byte, b []byte, i int) int) bool {
+	i := 0
+	for uint(i) < uint(len(b)) {
+		i = field(m, b[i], b, i+1)
+	}
+	return i == len(b)
+}
+
+// messageAt decodes a message that is a field of another.
+func messageAt[M any](b []byte, i int, m *M, decode func([]byte, *M) bool) int {
+	in, i := bytesAt(b, i)
+	if i < 0 || !decode(in, m) {
+		return -1
+	}
+	return i
+}
 
 // The types of fields, as they stand in the lower three bits of a tag.
 const (
