@@ -100,7 +100,7 @@ type WatchStream interface {
 	RequestProgress()
 	// Next waits for the next responses, which are valid until it is called again. Their
 	// identity is left to be filled in.
-	Next(ctx context.Context) ([]watch.Response, error)
+	Next(ctx context.Context) (*watch.Responses, error)
 	Close()
 }
 

@@ -7,6 +7,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+
+	"github.com/coteriedb/coterie/rpc"
 )
 
 // streams are the streams in progress: those that the server must be able to end.
@@ -70,11 +72,22 @@ type stream struct {
 // Context implements grpc.ServerStream.
 func (st *stream) Context() context.Context { return st.ctx }
 
-// SendMsg implements grpc.ServerStream.
+// SendMsg implements grpc.ServerStream. rpc.Messages are sent one after the other.
 func (st *stream) SendMsg(m any) error {
+	if all, ok := m.(rpc.Messages); ok {
+		return st.sendAll(all)
+	}
 	err := st.ServerStream.SendMsg(m)
 	if err == nil {
 		st.calls.sent.Inc()
+	}
+	return err
+}
+
+func (st *stream) sendAll(all rpc.Messages) error {
+	err := rpc.SendMessages(st.ServerStream, all)
+	if err == nil {
+		st.calls.sent.Add(float64(all.Len()))
 	}
 	return err
 }

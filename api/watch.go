@@ -14,8 +14,8 @@ import (
 	"github.com/coteriedb/coterie/rpc"
 )
 
-// A response encodes itself into the connection's buffer.
-var _ rpc.Appender = (*watch.Response)(nil)
+// Responses encode themselves into the connection's buffer.
+var _ rpc.Messages = (*watch.Responses)(nil)
 
 type watchServer struct {
 	s *Server
@@ -49,12 +49,9 @@ func (ws watchServer) Watch(stream pb.Watch_WatchServer) error {
 			}
 			return watchError(err)
 		}
-		who := ws.s.identity()
-		for i := range resps {
-			resps[i].Identity = who
-			if err := stream.SendMsg(&resps[i]); err != nil {
-				return err
-			}
+		resps.Identity = ws.s.identity()
+		if err := stream.SendMsg(resps); err != nil {
+			return err
 		}
 	}
 }

@@ -146,9 +146,11 @@ func (s *Stream) queueEntries(entries []entry, next int64, members func(w *watch
 			next = e.revision
 			break
 		}
-		s.lag.match(e, func(w *watcher, evs []*event, bytes int) {
-			if members(w) && e.revision >= w.next {
-				s.queue.push(delivery{w: w, revision: e.revision, events: evs, bytes: bytes})
+		s.lag.match(e, func(c *cohort, evs []*event, bytes int) {
+			for i, w := range c.members {
+				if c.has(i) && members(w) && e.revision >= w.next {
+					s.queue.push(delivery{to: c.members[i : i+1], revision: e.revision, events: evs, bytes: bytes})
+				}
 			}
 		})
 	}
@@ -157,15 +159,15 @@ func (s *Stream) queueEntries(entries []entry, next int64, members func(w *watch
 	return next
 }
 
-// stamp raises the revision of each watcher's last delivery among the last n
-// to rev: it has what there was up to there. etcd too shows those who catch up
-// how far they got.
+// stamp raises the revision of each watcher's last delivery among the last n,
+// which are to one watcher each, to rev: it has what there was up to there. etcd
+// too shows those who catch up how far they got.
 func (s *Stream) stamp(n int, rev int64) {
 	seen := make(map[*watcher]struct{}, min(n, s.lag.n))
 	for i := len(s.queue.elems) - 1; n > 0 && len(seen) < s.lag.n; i, n = i-1, n-1 {
 		d := &s.queue.elems[i]
-		if _, ok := seen[d.w]; !ok {
-			seen[d.w] = struct{}{}
+		if _, ok := seen[d.to[0]]; !ok {
+			seen[d.to[0]] = struct{}{}
 			d.revision = rev
 		}
 	}

@@ -72,24 +72,24 @@ func (h *Hub) distribute(e *entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	queued := 0
-	h.synced.match(e, func(w *watcher, evs []*event, bytes int) {
-		if e.revision < w.next {
+	h.synced.match(e, func(c *cohort, evs []*event, bytes int) {
+		to := c.at(e.revision)
+		if len(to) == 0 {
 			return
 		}
-		switch w.s.offer(delivery{w: w, revision: e.revision, events: evs, bytes: bytes}) {
+		switch c.s.offer(delivery{to: to, revision: e.revision, events: evs, bytes: bytes}) {
 		case first:
-			h.filled = append(h.filled, w.s)
+			h.filled = append(h.filled, c.s)
 			fallthrough
 		case further:
-			queued += len(evs)
+			queued += len(evs) * len(to)
 		case full:
-			w.next = e.revision
-			h.full = append(h.full, w)
+			h.full = append(h.full, c)
 		}
 	})
 	h.counts.pending.Add(int64(queued))
-	for i, w := range h.full {
-		h.unsync(w)
+	for i, c := range h.full {
+		h.unsync(c, e.revision)
 		h.full[i] = nil
 	}
 	h.full = h.full[:0]
@@ -132,7 +132,7 @@ func (s *Stream) offer(d delivery) offered {
 	if s.closed {
 		return dropped
 	}
-	if s.queue.len() > 0 && s.queue.bytes+d.bytes > s.h.o.StreamBytes {
+	if s.queue.len() > 0 && s.queue.bytes+d.size() > s.h.o.StreamBytes {
 		return full
 	}
 	s.queue.push(d)
@@ -142,12 +142,17 @@ func (s *Stream) offer(d delivery) offered {
 	return first
 }
 
-// unsync makes w lag. h.mu is held.
-func (h *Hub) unsync(w *watcher) {
-	h.synced.remove(w)
-	w.s.mu.Lock()
-	defer w.s.mu.Unlock()
-	w.s.fallBehind(w)
+// unsync makes the watchers of a cohort lag, who were given what is below from.
+// All of them leave, since the list that deliveries share must not have any who
+// lag. h.mu is held.
+func (h *Hub) unsync(c *cohort, from int64) {
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range h.synced.removeAll(c) {
+		w.next = max(w.next, from)
+		s.fallBehind(w)
+	}
 }
 
 // bridge distributes revisions that left the ring before the distributor came
@@ -181,15 +186,14 @@ func (h *Hub) bridge(ctx context.Context, from int64) {
 func (h *Hub) unsyncAll(from, last int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var ws []*watcher
-	h.synced.each(func(w *watcher) {
-		if w.next <= last {
-			ws = append(ws, w)
+	var all []*cohort
+	h.synced.eachCohort(func(c *cohort) {
+		if c.from() <= last {
+			all = append(all, c)
 		}
 	})
-	for _, w := range ws {
-		w.next = max(w.next, from)
-		h.unsync(w)
+	for _, c := range all {
+		h.unsync(c, from)
 	}
 	h.distributed.Store(last)
 }

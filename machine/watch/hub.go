@@ -142,8 +142,8 @@ type Hub struct {
 	streams map[*Stream]struct{}
 	// synced has the watchers that get events from the distributor.
 	synced index
-	// full gathers the watchers whose stream was full during one revision.
-	full []*watcher
+	// full gathers the cohorts whose stream was full during one revision.
+	full []*cohort
 	// filled gathers the streams whose queue was empty and is no longer, until
 	// they are told: once for many events, so that many go at a time.
 	filled []*Stream

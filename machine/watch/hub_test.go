@@ -210,11 +210,11 @@ func BenchmarkFanOut(b *testing.B) {
 					b.Error(err)
 					return
 				}
-				for i := range rs {
-					if out, err = rs[i].AppendMessage(out[:0]); err != nil {
+				for i := range rs.Len() {
+					if out, err = rs.AppendMessage(out[:0], i); err != nil {
 						b.Error(err)
 					}
-					seen += rs[i].len()
+					seen += len(rs.bodies[rs.all[i].body].events)
 				}
 			}
 		}()

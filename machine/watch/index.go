@@ -5,14 +5,13 @@ type index struct {
 	n      int
 	keys   map[string]*group // watchers of single keys
 	ranges tree              // watchers of ranges
-	hit    []*group          // scratch of match
+	struck []struck          // scratch of match
 }
 
-// group is the watchers of one key or one range.
-type group struct {
-	list
-	// hits is scratch of match: the events of the revision at hand that the
-	// group watches.
+// struck is a group that watches some of the events at hand: those with the
+// indexes hits.
+type struck struct {
+	g    *group
 	hits []int32
 }
 
@@ -35,18 +34,33 @@ func (x *index) add(w *watcher) {
 
 // remove takes out w, which must be in x.
 func (x *index) remove(w *watcher) {
+	c := w.cohort
+	assertf(c != nil, "watcher %d is in no index", w.id)
 	x.n--
+	if c.remove(w); c.n == 0 {
+		x.drop(c, w)
+	}
+}
+
+// removeAll takes out all of a cohort, and returns them.
+func (x *index) removeAll(c *cohort) []*watcher {
+	ws := c.removeAll()
+	x.n -= len(ws)
+	x.drop(c, ws[0])
+	return ws
+}
+
+// drop forgets a cohort that w was the last of.
+func (x *index) drop(c *cohort, w *watcher) {
 	if w.is(ranged) {
 		n := x.ranges.at(w.rangeOf())
-		n.remove(w)
-		if n.head == nil {
+		if n.group.drop(c); n.empty() {
 			x.ranges.drop(n.span)
 		}
 		return
 	}
 	g := x.keys[w.key]
-	g.remove(w)
-	if g.head == nil {
+	if g.drop(c); g.empty() {
 		delete(x.keys, w.key)
 	}
 }
@@ -64,18 +78,23 @@ func (x *index) covers(key []byte) bool {
 	return found
 }
 
-// each calls f for every watcher. f must not change the index.
-func (x *index) each(f func(w *watcher)) {
+// eachCohort calls f for every cohort. f must not change the index.
+func (x *index) eachCohort(f func(c *cohort)) {
 	for _, g := range x.keys {
-		g.each(f)
+		g.eachCohort(f)
 	}
-	x.ranges.walk(func(n *node) { n.each(f) })
+	x.ranges.walk(func(n *node) { n.eachCohort(f) })
 }
 
-// match calls emit for every watcher with events in e, once, with its events
+// each calls f for every watcher. f must not change the index.
+func (x *index) each(f func(w *watcher)) {
+	x.eachCohort(func(c *cohort) { c.each(f) })
+}
+
+// match calls emit for every cohort with events in e, once, with its events
 // and their size. The list passed is shared: emit keeps it but does not change
 // it. emit must not change the index.
-func (x *index) match(e *entry, emit func(w *watcher, evs []*event, bytes int)) {
+func (x *index) match(e *entry, emit func(c *cohort, evs []*event, bytes int)) {
 	for i, ev := range e.events {
 		if g := x.keys[string(ev.key)]; g != nil {
 			x.strike(g, i)
@@ -85,43 +104,51 @@ func (x *index) match(e *entry, emit func(w *watcher, evs []*event, bytes int)) 
 			return true
 		})
 	}
-	for i, g := range x.hit {
-		g.emit(e, emit)
-		g.hits = g.hits[:0]
-		if cap(g.hits) > 16 {
-			g.hits = nil
+	for i := range x.struck {
+		t := &x.struck[i]
+		t.g.emit(e, t.hits, emit)
+		t.g.struck, t.g = 0, nil
+		if t.hits = t.hits[:0]; cap(t.hits) > 16 {
+			t.hits = nil
 		}
-		x.hit[i] = nil
 	}
-	x.hit = x.hit[:0]
+	x.struck = x.struck[:0]
 }
 
 // strike notes that g watches the i-th event at hand.
 func (x *index) strike(g *group, i int) {
-	if len(g.hits) == 0 {
-		x.hit = append(x.hit, g)
+	if g.struck == 0 {
+		n := len(x.struck)
+		if n < cap(x.struck) {
+			x.struck = x.struck[:n+1] // with the room of earlier hits
+		} else {
+			x.struck = append(x.struck, struck{})
+		}
+		x.struck[n].g = g
+		g.struck = int32(n + 1)
 	}
-	g.hits = append(g.hits, int32(i))
+	t := &x.struck[g.struck-1]
+	t.hits = append(t.hits, int32(i))
 }
 
-// emit passes the events hit to the watchers of the group. Those with the same
+// emit passes the events hit to the cohorts of the group. Those with the same
 // filters share a list.
-func (g *group) emit(e *entry, emit func(w *watcher, evs []*event, bytes int)) {
+func (g *group) emit(e *entry, hits []int32, emit func(c *cohort, evs []*event, bytes int)) {
 	var parts [filters + 1]struct {
 		made  bool
 		evs   []*event
 		bytes int
 	}
-	for w := g.head; w != nil; w = w.succ {
-		p := &parts[w.flags&filters]
+	g.eachCohort(func(c *cohort) {
+		p := &parts[c.flags&filters]
 		if !p.made {
 			p.made = true
-			p.evs, p.bytes = e.part(g.hits, w.flags&filters)
+			p.evs, p.bytes = e.part(hits, c.flags&filters)
 		}
 		if len(p.evs) > 0 {
-			emit(w, p.evs, p.bytes)
+			emit(c, p.evs, p.bytes)
 		}
-	}
+	})
 }
 
 // part returns the events of e with the given indexes that the filters let
@@ -145,37 +172,6 @@ func (e *entry) part(hits []int32, filter flags) (evs []*event, bytes int) {
 	return evs, bytes
 }
 
-// list is a list of watchers, linked through them: a watcher is in one list
-// at most.
-type list struct{ head *watcher }
-
-func (l *list) add(w *watcher) {
-	w.succ = l.head
-	if l.head != nil {
-		l.head.pred = w
-	}
-	l.head = w
-}
-
-func (l *list) remove(w *watcher) {
-	if w.pred != nil {
-		w.pred.succ = w.succ
-	} else {
-		assertf(l.head == w, "watcher %d is not in its list", w.id)
-		l.head = w.succ
-	}
-	if w.succ != nil {
-		w.succ.pred = w.pred
-	}
-	w.pred, w.succ = nil, nil
-}
-
-func (l *list) each(f func(w *watcher)) {
-	for w := l.head; w != nil; w = w.succ {
-		f(w)
-	}
-}
-
 // flags are the properties of a watcher.
 type flags uint8
 
@@ -192,6 +188,7 @@ const (
 	prevKV                     // wants previous values
 	fragment                   // wants large responses split
 	notify                     // wants progress notifications
+	ahead                      // started in the future
 )
 
 // pass tells whether the filters let an event through.

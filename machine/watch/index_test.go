@@ -85,11 +85,16 @@ func covers(w *watcher, key string) bool {
 func checkMatch(t *testing.T, x *index, ws []*watcher, e *entry) {
 	t.Helper()
 	got := map[*watcher][]*event{}
-	x.match(e, func(w *watcher, evs []*event, bytes int) {
-		if got[w] != nil {
-			t.Fatalf("watcher %d got one revision in two parts", w.id)
-		}
-		got[w] = evs
+	x.match(e, func(c *cohort, evs []*event, bytes int) {
+		c.each(func(w *watcher) {
+			if got[w] != nil {
+				t.Fatalf("watcher %d got one revision in two parts", w.id)
+			}
+			if w.s != c.s || w.flags&alike != c.flags {
+				t.Fatalf("watcher %d is in the wrong cohort", w.id)
+			}
+			got[w] = evs
+		})
 		sum := 0
 		for _, ev := range evs {
 			sum += eventOverhead + len(ev.key) + len(ev.message.Load().Kv.Value)
@@ -143,7 +148,7 @@ func checkTree(t *testing.T, n *node) (height int8, highest bound) {
 	if n.max != highest {
 		t.Fatalf("highest end below %+v is %+v, want %+v", n.span, n.max, highest)
 	}
-	if n.head == nil {
+	if n.empty() {
 		t.Fatalf("%+v has no watchers", n.span)
 	}
 	return 1 + max(lh, rh), highest

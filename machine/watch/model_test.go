@@ -185,7 +185,11 @@ type modelWatch struct {
 func (c *client) run(ctx context.Context) {
 	c.nap = []time.Duration{0, 0, modelTick / 2, 4 * modelTick}[c.rnd.IntN(4)]
 	for range 1 + c.rnd.IntN(4) {
-		c.watches = append(c.watches, c.newWatch())
+		w := c.newWatch()
+		c.watches = append(c.watches, w)
+		for range c.rnd.IntN(3) * c.rnd.IntN(3) { // some that get the same
+			c.watches = append(c.watches, &modelWatch{req: w.req})
+		}
 	}
 	for !c.session(ctx) {
 		c.m.sum.add(&c.m.sum.reconnects)

@@ -1,10 +1,6 @@
 package watch
 
-import (
-	"context"
-	"slices"
-	"sync"
-)
+import "context"
 
 const (
 	// joinBytes is the size up to which deliveries to one watcher are joined into
@@ -17,46 +13,17 @@ const (
 	takeTurns = 64
 	// headerRoom is what the caller adds to a header: cluster, member, term.
 	headerRoom = 40
-	// keptResponses is how many responses an idle stream keeps room for; larger
-	// batches it shares with others.
-	keptResponses = 1
-	// pooledResponses is the room of shared batches. Larger ones are rare.
-	pooledResponses = 64
 )
-
-// batches has room for responses: streams that are idle hold next to nothing,
-// and making it anew for each event would be a large part of the event's cost.
-var batches = sync.Pool{New: func() any { return new([pooledResponses]Response) }}
-
-// makeRoom makes room for n responses in the batch, which is empty.
-func (s *Stream) makeRoom(n int) {
-	switch {
-	case n <= cap(s.batch):
-	case n <= keptResponses || n > pooledResponses:
-		s.batch = slices.Grow(s.batch, n)
-	default:
-		s.batch = batches.Get().(*[pooledResponses]Response)[:0]
-	}
-}
-
-// giveRoom gives back what an idle stream does not keep of the batch, which is
-// empty, and cleared.
-func (s *Stream) giveRoom() {
-	if cap(s.batch) == pooledResponses {
-		batches.Put((*[pooledResponses]Response)(s.batch[:pooledResponses]))
-	}
-	if cap(s.batch) > keptResponses {
-		s.batch = nil
-	}
-}
 
 // Next returns the responses that are to be sent next, waiting for one at
 // least. They are the caller's until it calls Next again. Close ends the waiting,
 // too; it costs less with a ctx that cannot end. An error other than ErrClosed and
 // ctx's means that the history could not be read; the stream is of no use then.
-func (s *Stream) Next(ctx context.Context) ([]Response, error) {
-	clear(s.batch)
-	s.batch = s.batch[:0]
+func (s *Stream) Next(ctx context.Context) (*Responses, error) {
+	if s.batch == nil {
+		s.batch = getResponses()
+	}
+	s.batch.clear()
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -66,23 +33,34 @@ func (s *Stream) Next(ctx context.Context) ([]Response, error) {
 		case err != nil:
 			return nil, err
 		case todo == deliver:
-			s.finish()
+			s.batch.finish(s.h.src, s.h.o.FragmentBytes)
 			return s.batch, nil
 		case todo == readBack:
 			if err := s.catchUp(); err != nil {
 				return nil, err
 			}
 		default:
-			s.giveRoom()
-			if ctx.Done() == nil {
-				<-s.ready
-				continue
-			}
-			select {
-			case <-s.ready:
-			case <-ctx.Done():
+			if err := s.await(ctx); err != nil {
+				return nil, err
 			}
 		}
+	}
+}
+
+// await waits for something to do. Meanwhile the stream holds next to nothing.
+func (s *Stream) await(ctx context.Context) error {
+	s.batch.put()
+	s.batch = nil
+	defer func() { s.batch = getResponses() }()
+	if ctx.Done() == nil {
+		<-s.ready
+		return nil
+	}
+	select {
+	case <-s.ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -112,7 +90,7 @@ func (s *Stream) take() (todo, error) {
 		return readBack, nil
 	}
 	s.fill()
-	if len(s.batch) == 0 {
+	if s.batch.Len() == 0 {
 		return idle, nil
 	}
 	return deliver, nil
@@ -120,32 +98,50 @@ func (s *Stream) take() (todo, error) {
 
 // fill takes deliveries out of the queue into the batch. s.mu is held.
 func (s *Stream) fill() {
-	if s.front == nil {
-		s.front = newFront()
-	}
-	s.makeRoom(min(s.queue.len(), maxResponses))
 	var (
-		since  int // deliveries join responses from here on
+		b      = s.batch
+		since  int // deliveries join bodies from here on
 		bytes  int
 		events int // taken, and of those delivered
 		sent   int
 	)
-	for s.queue.len() > 0 && len(s.batch) < maxResponses {
+	for s.queue.len() > 0 && b.Len() < maxResponses {
 		d := s.queue.front()
-		if len(s.batch) > 0 && bytes+d.bytes > joinBytes {
+		if d.reply != nil {
+			b.reply(d.reply)
+			since = len(b.bodies) // what comes later is not to overtake it
+			bytes += replyBytes
+			s.taken++
+			s.queue.pop()
+			continue
+		}
+		room := (joinBytes - bytes) / d.bytes // watchers
+		if i := int(d.to[0].slot); i >= since && b.joins(i, d, s.h.o.FragmentBytes) {
+			if len(d.to) > room {
+				break
+			}
+			sent += b.join(i, d)
+			events += len(d.events) * len(d.to)
+			bytes += d.size()
+			s.taken++
+			s.queue.pop()
+			continue
+		}
+		n := min(len(d.to), maxResponses-b.Len(), room)
+		if n < 1 {
+			if b.Len() > 0 {
+				break
+			}
+			n = 1
+		}
+		sent += b.add(d, n)
+		events += len(d.events) * n
+		bytes += d.bytes * n
+		s.taken += n
+		if n < len(d.to) {
+			s.queue.popSome(n)
 			break
 		}
-		events += len(d.events)
-		switch {
-		case d.reply != nil:
-			s.batch = append(s.batch, Response{reply: d.reply})
-			since = len(s.batch) // what comes later is not to overtake it
-		case d.w.state != canceled: // else the client wants no more of it
-			sent += len(d.events)
-			s.add(d, since)
-		}
-		bytes += d.bytes
-		s.taken++
 		s.queue.pop()
 	}
 	if s.room != nil && s.queue.replies < maxReplies {
@@ -155,51 +151,5 @@ func (s *Stream) fill() {
 	if events > 0 {
 		s.h.counts.pending.Add(-int64(events))
 		s.h.counts.delivered.Add(uint64(sent))
-	}
-}
-
-// add puts a delivery into the batch, joined to an earlier one to its watcher if
-// one is there from the index since on. s.mu is held.
-func (s *Stream) add(d *delivery, since int) {
-	w := d.w
-	w.elide = true
-	if i := int(w.slot); i >= since && i < len(s.batch) && s.batch[i].w == w {
-		limit := joinBytes
-		if f := s.h.o.FragmentBytes; f > 0 && w.is(fragment) {
-			limit = min(limit, f) // fragments are for large revisions, not many
-		}
-		if r := &s.batch[i]; r.bytes+d.bytes <= limit {
-			r.join(d)
-			return
-		}
-	}
-	w.slot = int32(len(s.batch))
-	s.batch = append(s.batch, Response{w: w, revision: d.revision, events: d.events, bytes: d.bytes, front: s.front})
-}
-
-// finish makes the responses of the batch as their watchers want them.
-func (s *Stream) finish() {
-	split := false
-	for i := range s.batch {
-		r := &s.batch[i]
-		if r.w == nil {
-			continue
-		}
-		if r.w.is(prevKV) {
-			r.readPrevious(s.h.src)
-		}
-		split = split || r.w.is(fragment)
-	}
-	if !split || s.h.o.FragmentBytes <= 0 {
-		return
-	}
-	whole := s.batch
-	s.batch = make([]Response, 0, len(whole))
-	for i := range whole {
-		if r := &whole[i]; r.w != nil && r.w.is(fragment) {
-			s.batch = r.split(s.batch, s.h.o.FragmentBytes)
-		} else {
-			s.batch = append(s.batch, *r)
-		}
 	}
 }

@@ -2,15 +2,24 @@ package watch
 
 import pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
-// delivery is an element of a stream's queue: events of one watcher, or a
-// reply.
+// delivery is an element of a stream's queue: events for some watchers of one
+// cohort, or a reply.
 type delivery struct {
-	w *watcher
-	// revision is that up to which w has all its events with this delivery.
+	// to is shared, and not changed. Some of them may have been canceled.
+	to []*watcher
+	// revision is that up to which they have all their events with this delivery.
 	revision int64
 	events   []*event // shared, not changed
-	bytes    int
+	bytes    int      // of the events, once
 	reply    *pb.WatchResponse
+}
+
+// size is what d counts in the queue: events are counted for each watcher.
+func (d *delivery) size() int {
+	if d.reply != nil {
+		return replyBytes
+	}
+	return d.bytes * len(d.to)
 }
 
 // queue is a first-in first-out queue of deliveries.
@@ -30,29 +39,36 @@ func (q *queue) push(d delivery) {
 		q.elems, q.head = q.elems[:n], 0
 	}
 	q.elems = append(q.elems, d)
-	q.count(d, 1)
+	q.count(&d, 1)
 }
 
 // front returns the next delivery, which must exist.
 func (q *queue) front() *delivery { return &q.elems[q.head] }
 
-func (q *queue) pop() delivery {
-	d := *q.front()
+// pop takes the next delivery out.
+func (q *queue) pop() {
+	q.count(q.front(), -1)
 	*q.front() = delivery{}
 	q.head++
-	q.count(d, -1)
 	if q.len() == 0 {
 		q.elems, q.head = q.elems[:0], 0
 		if cap(q.elems) > 16 {
 			q.elems = nil // idle streams hold next to nothing
 		}
 	}
-	return d
 }
 
-func (q *queue) count(d delivery, sign int) {
-	q.bytes += sign * d.bytes
-	q.events += sign * len(d.events)
+// popSome takes the first n watchers out of the next delivery, which has more.
+func (q *queue) popSome(n int) {
+	d := q.front()
+	q.count(d, -1)
+	d.to = d.to[n:]
+	q.count(d, 1)
+}
+
+func (q *queue) count(d *delivery, sign int) {
+	q.bytes += sign * d.size()
+	q.events += sign * len(d.events) * len(d.to)
 	if d.reply != nil {
 		q.replies += sign
 	}

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"slices"
+	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -12,124 +13,282 @@ import (
 // Identity is what the caller knows of itself, for the header of a response.
 type Identity struct{ ClusterID, MemberID, Term uint64 }
 
-// Response is what a client is to be sent: a pb.WatchResponse, of which the
-// events are encoded already and shared with all others who receive them.
-type Response struct {
-	// Identity completes the header. The caller sets it.
+// Responses are what a client is to be sent next, in this order: each is a
+// pb.WatchResponse, of which the events are encoded already and shared with all
+// others who receive them.
+type Responses struct {
+	// Identity completes the headers. The caller sets it.
 	Identity Identity
 
-	w        *watcher
+	all    []response
+	bodies []body
+	// front is where the part before the events is made.
+	front pb.WatchResponse
+}
+
+// response is one of them: the id of the watcher, and the rest, which it has in
+// common with others of its cohort.
+type response struct {
+	id   int64
+	body int32 // in Responses.bodies
+}
+
+// body is what the responses to some watchers of a cohort have in common.
+type body struct {
+	// reply is the whole response if it is one to a request, or has no events.
+	reply *pb.WatchResponse
+
+	to       []*watcher // of the delivery
+	sent     int        // responses: some watchers may have been canceled
 	revision int64
-	events   []*event // shared while it is one delivery's
+	events   []*event
 	bytes    int
 	fragment bool // more of the same revision follows
-	joined   bool // events is the response's own
-
+	// own is room for the events of several deliveries.
+	own []*event
 	// parts are the events as they are sent, if that is not events[i].encoded().
 	parts [][]byte
-	// reply is the response if it is one to a request, or has no events.
-	reply *pb.WatchResponse
-	// front is where the part before the events is made, the stream's.
-	front *pb.WatchResponse
+
+	// What is encoded once, with the first of the responses: the header, and how
+	// much the events are.
+	header []byte
+	size   int
 }
 
-// AppendMessage appends the encoded response to dst: the bytes that the official
-// codec gives for it. It must not run at the same time for two responses of one
-// stream.
-func (r *Response) AppendMessage(dst []byte) ([]byte, error) {
-	m := r.reply
-	if m == nil {
-		// The encoding of a message is that of its fields in order, and events
-		// are the last one.
-		m = r.front
-		m.WatchId, m.Fragment, m.Header.Revision = r.w.id, r.fragment, r.revision
-		dst = slices.Grow(dst, frontRoom+r.size())
+const (
+	// keptResponses, keptBodies and keptEvents are the room that Responses
+	// keep when they are used again. They are what a batch may have, or what most
+	// are content with.
+	keptResponses = 2 * maxResponses
+	keptBodies    = 64
+	keptEvents    = 64
+	// headerBytes is enough for an encoded header.
+	headerBytes = 64
+)
+
+// idleResponses are used again by whoever has something to send.
+var idleResponses = sync.Pool{New: func() any {
+	return &Responses{front: pb.WatchResponse{Header: &pb.ResponseHeader{}}}
+}}
+
+func getResponses() *Responses { return idleResponses.Get().(*Responses) }
+
+// put gives rs, which are empty, to others.
+func (rs *Responses) put() {
+	if cap(rs.all) > keptResponses {
+		rs.all = nil
 	}
-	m.Header.ClusterId, m.Header.MemberId, m.Header.RaftTerm = r.Identity.ClusterID, r.Identity.MemberID, r.Identity.Term
-	dst, err := wire.Append(dst, m)
-	if err != nil || r.reply != nil {
-		return dst, err
+	if cap(rs.bodies) > keptBodies {
+		rs.bodies = nil
 	}
-	for i := range r.len() {
-		dst = append(dst, r.part(i)...)
-	}
-	return dst, nil
+	idleResponses.Put(rs)
 }
 
-// frontRoom is enough for the part of a response before its events.
-const frontRoom = 64
-
-func newFront() *pb.WatchResponse { return &pb.WatchResponse{Header: &pb.ResponseHeader{}} }
-
-// len returns the number of events.
-func (r *Response) len() int {
-	if r.parts != nil {
-		return len(r.parts)
+// clear empties rs.
+func (rs *Responses) clear() {
+	for i := range rs.bodies {
+		b := &rs.bodies[i]
+		clear(b.own[:cap(b.own)])
+		if cap(b.own) > keptEvents {
+			b.own = nil
+		}
+		*b = body{own: b.own[:0], header: b.header[:0]}
 	}
-	return len(r.events)
+	rs.all, rs.bodies = rs.all[:0], rs.bodies[:0]
 }
 
-// part returns the i-th event, encoded.
-func (r *Response) part(i int) []byte {
-	if r.parts != nil {
-		return r.parts[i]
+// newBody appends a body, with the room of earlier ones.
+func (rs *Responses) newBody() *body {
+	n := len(rs.bodies)
+	if n < cap(rs.bodies) {
+		rs.bodies = rs.bodies[:n+1]
+	} else {
+		rs.bodies = append(rs.bodies, body{})
 	}
-	return r.events[i].encoded()
+	return &rs.bodies[n]
 }
 
-// size is that of all events.
-func (r *Response) size() (n int) {
-	for i := range r.len() {
-		n += len(r.part(i))
-	}
-	return n
+func (rs *Responses) reply(r *pb.WatchResponse) {
+	rs.all = append(rs.all, response{body: int32(len(rs.bodies))})
+	rs.newBody().reply = r
 }
 
-// join adds a delivery to the same watcher.
-func (r *Response) join(d *delivery) {
-	if !r.joined {
-		r.events = append(make([]*event, 0, 2*(len(r.events)+len(d.events))), r.events...)
-		r.joined = true
+// add adds the responses to the first n watchers of d, and returns how many
+// events those are. Stream.mu is held.
+func (rs *Responses) add(d *delivery, n int) (events int) {
+	i := int32(len(rs.bodies))
+	before := len(rs.all)
+	for _, w := range d.to[:n] {
+		if w.state != canceled { // else the client wants no more of it
+			w.elide = true
+			rs.all = append(rs.all, response{id: w.id, body: i})
+		}
 	}
-	r.events = append(r.events, d.events...)
-	r.bytes += d.bytes
-	r.revision = d.revision
+	d.to[0].slot = i
+	b := rs.newBody()
+	b.to, b.revision, b.events, b.bytes = d.to[:n], d.revision, d.events, d.bytes
+	b.sent = len(rs.all) - before
+	return b.sent * len(d.events)
 }
 
-// readPrevious makes the parts of a response with previous values.
-func (r *Response) readPrevious(src Source) {
-	r.parts = make([][]byte, len(r.events))
-	for i, e := range r.events {
-		r.parts[i] = e.encodedWithPrev(src)
+// joins tells whether d can become part of the i-th body: it is for the same
+// watchers, and not too large then. Between two deliveries with the same list
+// there is none to one of its watchers alone, since who leaves the cohort, but
+// for good, leaves with all the others, and then the list is over.
+func (rs *Responses) joins(i int, d *delivery, fragmentBytes int) bool {
+	if i >= len(rs.bodies) {
+		return false
+	}
+	b := &rs.bodies[i]
+	if len(b.to) != len(d.to) || &b.to[0] != &d.to[0] {
+		return false
+	}
+	limit := joinBytes
+	if fragmentBytes > 0 && d.to[0].is(fragment) {
+		limit = min(limit, fragmentBytes) // fragments are for large revisions, not many
+	}
+	return b.bytes+d.bytes <= limit
+}
+
+// join adds d to the i-th body, and returns how many events those are.
+func (rs *Responses) join(i int, d *delivery) (events int) {
+	b := &rs.bodies[i]
+	if len(b.own) == 0 {
+		b.own = append(b.own, b.events...)
+	}
+	b.own = append(b.own, d.events...)
+	b.events = b.own
+	b.bytes += d.bytes
+	b.revision = d.revision
+	return b.sent * len(d.events)
+}
+
+// finish makes the responses as their watchers want them.
+func (rs *Responses) finish(src Source, fragmentBytes int) {
+	split := false
+	for i := range rs.bodies {
+		b := &rs.bodies[i]
+		if b.reply != nil {
+			continue
+		}
+		if b.to[0].is(prevKV) {
+			b.readPrevious(src)
+		}
+		split = split || b.to[0].is(fragment)
+	}
+	if split && fragmentBytes > 0 {
+		rs.split(fragmentBytes)
 	}
 }
 
-// split appends r to dst in responses that are smaller than size, or have only
-// one event. All but the last are marked as fragments.
-func (r *Response) split(dst []Response, size int) []Response {
+// split splits those responses that are to be.
+func (rs *Responses) split(size int) {
+	whole := rs.all
+	rs.all = make([]response, 0, len(whole))
+	for _, r := range whole {
+		if b := &rs.bodies[r.body]; b.reply == nil && b.to[0].is(fragment) {
+			rs.splitOne(r, size)
+		} else {
+			rs.all = append(rs.all, r)
+		}
+	}
+}
+
+// splitOne appends r in responses that are smaller than size, or have only one
+// event. All but the last are marked as fragments.
+func (rs *Responses) splitOne(r response, size int) {
+	whole := rs.bodies[r.body]
 	front := headerRoom + 2 + // tag and value of the mark
-		protowire.SizeTag(1) + protowire.SizeBytes(protowire.SizeTag(3)+protowire.SizeVarint(uint64(r.revision)))
-	if r.w.id != 0 {
-		front += protowire.SizeTag(2) + protowire.SizeVarint(uint64(r.w.id))
+		protowire.SizeTag(1) + protowire.SizeBytes(protowire.SizeTag(3)+protowire.SizeVarint(uint64(whole.revision)))
+	if r.id != 0 {
+		front += protowire.SizeTag(2) + protowire.SizeVarint(uint64(r.id))
 	}
 	begin, sum := 0, front
 	cut := func(end int) {
-		f := *r
-		f.fragment = end < r.len()
-		if f.parts != nil {
-			f.parts = r.parts[begin:end:end]
+		rs.all = append(rs.all, response{id: r.id, body: int32(len(rs.bodies))})
+		b := rs.newBody()
+		b.to, b.revision, b.sent = whole.to, whole.revision, 1
+		b.events = whole.events[begin:end:end]
+		if whole.parts != nil {
+			b.parts = whole.parts[begin:end:end]
 		}
-		f.events = r.events[begin:end:end]
-		dst = append(dst, f)
+		b.fragment = end < len(whole.events)
 		begin, sum = end, front
 	}
-	for i := range r.len() {
-		n := len(r.part(i))
+	for i := range whole.events {
+		n := len(whole.part(i))
 		if i > begin && sum+n >= size {
 			cut(i)
 		}
 		sum += n
 	}
-	cut(r.len())
-	return dst
+	cut(len(whole.events))
+}
+
+// readPrevious makes the parts of a response with previous values.
+func (b *body) readPrevious(src Source) {
+	b.parts = make([][]byte, len(b.events))
+	for i, e := range b.events {
+		b.parts[i] = e.encodedWithPrev(src)
+	}
+}
+
+// part returns the i-th event, encoded.
+func (b *body) part(i int) []byte {
+	if b.parts != nil {
+		return b.parts[i]
+	}
+	return b.events[i].encoded()
+}
+
+// Len returns how many there are.
+func (rs *Responses) Len() int { return len(rs.all) }
+
+// AppendMessage appends the i-th, encoded, to dst: the bytes that the official
+// codec gives for it.
+func (rs *Responses) AppendMessage(dst []byte, i int) ([]byte, error) {
+	r := &rs.all[i]
+	b := &rs.bodies[r.body]
+	if b.reply != nil {
+		rs.identify(b.reply.Header)
+		return wire.Append(dst, b.reply)
+	}
+	if len(b.header) == 0 {
+		rs.encode(b)
+	}
+	// The encoding of a message is that of its fields in order, and events are
+	// the last one.
+	dst = slices.Grow(dst, len(b.header)+headerRoom+b.size)
+	dst = append(dst, b.header...)
+	if r.id != 0 {
+		dst = protowire.AppendVarint(append(dst, tagWatchID), uint64(r.id))
+	}
+	if b.fragment {
+		dst = append(dst, tagFragment, 1)
+	}
+	for i := range b.events {
+		dst = append(dst, b.part(i)...)
+	}
+	return dst, nil
+}
+
+// The tags of the fields that follow the header in a response with events.
+const (
+	tagWatchID  = 2<<3 | byte(protowire.VarintType)
+	tagFragment = 7<<3 | byte(protowire.VarintType)
+)
+
+// encode makes what is encoded once of a body.
+func (rs *Responses) encode(b *body) {
+	rs.front.Header.Revision = b.revision
+	rs.identify(rs.front.Header)
+	b.header = mustAppend(slices.Grow(b.header, headerBytes), &rs.front)
+	b.size = 0
+	for i := range b.events {
+		b.size += len(b.part(i))
+	}
+}
+
+func (rs *Responses) identify(h *pb.ResponseHeader) {
+	h.ClusterId, h.MemberId, h.RaftTerm = rs.Identity.ClusterID, rs.Identity.MemberID, rs.Identity.Term
 }

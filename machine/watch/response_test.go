@@ -12,12 +12,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// encode returns the message as a client gets it. It fails the test if the bytes
+// encode returns a message as a client gets it. It fails the test if the bytes
 // are not those of the official codec.
-func encode(t testing.TB, r *Response) []byte {
+func encode(t testing.TB, rs *Responses, i int) []byte {
 	t.Helper()
 	const before = "what is there already"
-	b, err := r.AppendMessage([]byte(before))
+	b, err := rs.AppendMessage([]byte(before), i)
 	if err != nil {
 		t.Error(err)
 	}
@@ -36,11 +36,11 @@ func encode(t testing.TB, r *Response) []byte {
 }
 
 // decode returns what a client makes of responses.
-func decode(t testing.TB, rs []Response) (ms []*pb.WatchResponse) {
+func decode(t testing.TB, rs *Responses) (ms []*pb.WatchResponse) {
 	t.Helper()
-	for i := range rs {
+	for i := range rs.Len() {
 		m := &pb.WatchResponse{}
-		if err := proto.Unmarshal(encode(t, &rs[i]), m); err != nil {
+		if err := proto.Unmarshal(encode(t, rs, i), m); err != nil {
 			t.Error(err)
 		}
 		ms = append(ms, m)
@@ -76,13 +76,12 @@ func TestResponseBytes(t *testing.T) {
 				events = append(events, newEvent(ev))
 			}
 			for _, identity := range identities {
-				r := Response{
-					Identity: identity, w: &watcher{id: test.id, flags: test.flags}, front: newFront(),
-					revision: test.revision, events: events, fragment: test.fragment,
-				}
-				if test.flags&prevKV != 0 {
-					r.readPrevious(oneBefore{kv: prev})
-				}
+				rs := getResponses()
+				rs.Identity = identity
+				w := &watcher{id: test.id, flags: test.flags}
+				rs.add(&delivery{to: []*watcher{w}, revision: test.revision, events: events}, 1)
+				rs.finish(oneBefore{kv: prev}, 0)
+				rs.bodies[0].fragment = test.fragment
 				want := &pb.WatchResponse{
 					Header:  &pb.ResponseHeader{ClusterId: identity.ClusterID, MemberId: identity.MemberID, RaftTerm: identity.Term, Revision: test.revision},
 					WatchId: test.id, Fragment: test.fragment, Events: test.sent,
@@ -91,7 +90,7 @@ func TestResponseBytes(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := encode(t, &r); !bytes.Equal(got, official) {
+				if got := encode(t, rs, 0); !bytes.Equal(got, official) {
 					t.Errorf("got\n%x, want\n%x", got, official)
 				}
 			}

@@ -63,10 +63,8 @@ type Stream struct {
 
 	// The fields below belong to Next.
 
-	// batch has the responses that were returned last.
-	batch []Response
-	// front is scratch of the responses' encoding.
-	front *pb.WatchResponse
+	// batch has the responses that were returned last; nil while Next waits.
+	batch *Responses
 	// taken counts deliveries since the last round of catchUp.
 	taken int
 }
@@ -117,6 +115,7 @@ func (s *Stream) place(w *watcher, start, rev int64) {
 		s.h.synced.add(w)
 	case start > rev:
 		w.next = start
+		w.flags |= ahead
 		s.h.synced.add(w)
 		if s.ahead == nil {
 			s.ahead = map[*watcher]struct{}{}
@@ -262,7 +261,7 @@ func (s *Stream) shut() {
 
 // reply queues a response without events. s.mu is held.
 func (s *Stream) reply(r *pb.WatchResponse) {
-	s.queue.push(delivery{reply: r, bytes: replyBytes})
+	s.queue.push(delivery{reply: r})
 	if s.queue.len() == 1 {
 		s.signal()
 	}

@@ -29,10 +29,13 @@ const (
 
 // watcher is one watcher of a stream. There can be very many; keep it small.
 type watcher struct {
-	s          *Stream
-	pred, succ *watcher // guarded by what guards the index it is in
-	key, end   string
-	id         int64
+	s        *Stream
+	key, end string
+	id       int64
+	// cohort is that of the index that the watcher is in, nil if it is in none,
+	// and pos where in its members it is. Guarded by what guards the index.
+	cohort *cohort
+	pos    int32
 	// next is the first revision that the watcher has not been given. While
 	// it is synced that is only a lower bound, for the distributor gives it
 	// everything from there on. Guarded by Hub.mu while synced, by Stream.mu
@@ -47,8 +50,8 @@ type watcher struct {
 	// round is the round of Stream.catchUp that the watcher takes part in.
 	// Guarded by Stream.mu.
 	round uint32
-	// slot is where in Stream.batch the watcher's last response is, if it is
-	// there. Guarded by Stream.mu.
+	// slot is where in Stream.batch the body of the last responses is whose
+	// list begins with the watcher, if it is there. Guarded by Stream.mu.
 	slot int32
 }
 
