@@ -49,8 +49,8 @@ type core struct {
 	// inflight are the batches proposed and not applied, oldest first, so that
 	// their terms do not fall.
 	inflight []batch
-	// unstable counts the batches of this leader that are not yet on its disk.
-	// A new one is made when there is none, so batches grow while the disk works.
+	// unstable counts the entries of this leader that are not yet on its disk.
+	// It appends more when there are none, so that appends grow while the disk works.
 	unstable uint64
 	ticked   bool              // since the last batch was sent to a leader
 	numbered uint64            // batches sent to the leader of sentIn

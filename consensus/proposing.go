@@ -60,47 +60,69 @@ type apply struct {
 // stable notes that an append with n entries is on disk.
 func (c *core) stable(n uint64) { c.unstable -= min(n, c.unstable) }
 
-// propose hands on what may be: other members' batches, and one of this member.
+// propose hands on what may be: to raft, if this member leads, else to the leader.
 func (c *core) propose() {
-	c.adopt()
-	if len(c.proposals) == 0 {
+	if len(c.adopted)+len(c.proposals) == 0 {
 		return
 	}
 	// What ready told may be a step old; a batch must carry the truth.
 	b := c.raft.BasicStatus()
-	leads := b.RaftState == raft.StateLeader
-	if c.refuseOutdated(leads, b.GetTerm()); len(c.proposals) == 0 || b.Lead == raft.None {
+	leads, term := b.RaftState == raft.StateLeader, b.GetTerm()
+	c.adopted = slices.DeleteFunc(c.adopted, func(m *pb.Message) bool { return !leads || m.GetTerm() != term })
+	c.refuseOutdated(leads, term)
+	switch {
+	case leads && c.unstable == 0:
+		c.append(term)
+	case !leads && b.Lead != raft.None && len(c.proposals) > 0 && c.mayForward():
+		c.forward(term, b.Lead)
+	}
+}
+
+// append has raft append the batches of other members, and one of this member, together: each append is a write to the
+// log and a message to every other member, which cost more than what they carry.
+func (c *core) append(term uint64) {
+	changeFrom := c.changeFrom
+	entries, rest := c.adopt()
+	n, own := c.nextEntry(true)
+	if own != nil {
+		entries = append(entries, own)
+		c.noteChange(own)
+	}
+	if len(entries) == 0 {
+		c.adopted = rest
 		return
 	}
-	if leads && c.unstable > 0 || !leads && !c.mayForward() {
-		return
+	if c.raft.Step(&pb.Message{Type: pb.MsgProp.Enum(), From: &c.id, Entries: entries}) != nil {
+		c.changeFrom = changeFrom
+		return // leadership is being passed on: they stay and are tried again
 	}
-	n, e, err := c.nextEntry(leads)
-	if err != nil {
-		c.logger.Error("a proposal cannot be encoded", zap.Error(err)) // and will expire
-		return
+	c.adopted = rest
+	if own != nil {
+		c.made(batch{term: term}, n)
 	}
+}
+
+// forward sends a batch to the leader.
+func (c *core) forward(term, lead uint64) {
+	n, e := c.nextEntry(false)
 	if e == nil {
 		return
 	}
-	m := &pb.Message{Type: pb.MsgProp.Enum(), From: &c.id, Entries: []*pb.Entry{e}}
-	made := batch{sequence: c.sequence + 1, term: b.GetTerm(), callers: c.proposals[:n:n]}
-	if leads {
-		if c.raft.Step(m) != nil {
-			return // leadership is being passed on: they stay and are tried again
-		}
-		c.noteChange(e)
-	} else {
-		if c.sentIn != made.term {
-			c.sentIn, c.numbered = made.term, 0
-		}
-		c.numbered++
-		made.number, made.entry = c.numbered, e
-		c.send(&made, b.Lead)
-		c.ticked = false
+	if c.sentIn != term {
+		c.sentIn, c.numbered = term, 0
 	}
+	c.numbered++
+	b := batch{term: term, number: c.numbered, entry: e}
+	c.send(&b, lead)
+	c.ticked = false
+	c.made(b, n)
+}
+
+// made notes that the first n proposals are on their way in a batch.
+func (c *core) made(b batch, n int) {
 	c.sequence++
-	c.inflight = append(c.inflight, made)
+	b.sequence, b.callers = c.sequence, c.proposals[:n:n]
+	c.inflight = append(c.inflight, b)
 	c.proposals = c.proposals[n:]
 	if len(c.proposals) == 0 {
 		c.proposals = nil // the array belongs to the batches now
@@ -160,32 +182,22 @@ func (c *core) mayForward() bool {
 	return len(c.inflight) < maxForwarded || len(c.inflight) < maxUnanswered && c.ticked
 }
 
-// adopt has raft append the batches of other members, if this member leads in
-// their term.
-func (c *core) adopt() {
-	if len(c.adopted) == 0 {
-		return
-	}
-	b := c.raft.BasicStatus()
-	keep := c.adopted[:0]
+// adopt returns the entries of other members' batches that raft may append, and the batches that have to wait.
+func (c *core) adopt() (entries []*pb.Entry, rest []*pb.Message) {
 	for _, m := range c.adopted {
-		if b.RaftState != raft.StateLeader || m.GetTerm() != b.GetTerm() {
-			continue
-		}
-		cc, err := membershipChange(m.Entries[0])
-		if err != nil {
+		e := m.Entries[0]
+		cc, err := membershipChange(e)
+		switch {
+		case err != nil:
 			c.logger.Warn("another member's proposal cannot be decoded", zap.Error(err))
-			continue
+		case cc != nil && !c.mayChange(cc.GetType() == pb.ConfChangeRemoveNode, cc.GetNodeId()):
+			rest = append(rest, m)
+		default:
+			entries = append(entries, e)
+			c.noteChange(e)
 		}
-		local := &pb.Message{Type: pb.MsgProp.Enum(), From: m.From, Entries: m.Entries}
-		if cc != nil && !c.mayChange(cc.GetType() == pb.ConfChangeRemoveNode, cc.GetNodeId()) || c.raft.Step(local) != nil {
-			keep = append(keep, m)
-			continue
-		}
-		c.noteChange(m.Entries[0])
 	}
-	clear(c.adopted[len(keep):])
-	c.adopted = keep
+	return entries, rest
 }
 
 // mayChange reports whether raft would append a change of the membership; it
@@ -242,15 +254,21 @@ func (c *core) refuseOutdated(leads bool, term uint64) {
 	})
 }
 
-// nextEntry makes an entry of the first n proposals. It returns none if they
-// have to wait.
-func (c *core) nextEntry(leads bool) (n int, _ *pb.Entry, _ error) {
+// nextEntry makes an entry of the first n proposals. It returns none if there are none, or they have to wait.
+func (c *core) nextEntry(leads bool) (n int, _ *pb.Entry) {
+	if len(c.proposals) == 0 {
+		return 0, nil
+	}
 	if change := c.proposals[0].change; change != nil {
 		if leads && !c.mayChange(change.Kind == machine.RemoveMember, change.Member.ID) {
-			return 0, nil, nil
+			return 0, nil
 		}
 		data, err := encodeChange(change, c.proposer, c.sequence+1)
-		return 1, &pb.Entry{Type: pb.EntryConfChange.Enum(), Data: data}, err
+		if err != nil {
+			c.logger.Error("a proposal cannot be encoded", zap.Error(err)) // and will expire
+			return 0, nil
+		}
+		return 1, &pb.Entry{Type: pb.EntryConfChange.Enum(), Data: data}
 	}
 	size := batchHeaderLen
 	for n < len(c.proposals) && c.proposals[n].change == nil {
@@ -264,7 +282,7 @@ func (c *core) nextEntry(leads bool) (n int, _ *pb.Entry, _ error) {
 	for _, p := range c.proposals[:n] {
 		b = appendCommand(b, p.command)
 	}
-	return n, &pb.Entry{Data: b}, nil
+	return n, &pb.Entry{Data: b}
 }
 
 // apply finds the callers of the entries that m asks to apply.
