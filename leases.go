@@ -33,10 +33,19 @@ func (p leaseProposer) Confirm(ctx context.Context) error {
 	if err := p.n.readIndex(ctx); err != nil {
 		return err
 	}
-	if st := p.n.consensus.Status(); !st.IsLeader || st.Term != p.term {
+	if !p.leads() {
 		return consensus.ErrNotLeader
 	}
 	return nil
+}
+
+// Confirmed implements lessor.Proposer.
+func (p leaseProposer) Confirmed() bool { return p.n.consensus.UpToDate() && p.leads() }
+
+// leads tells whether this member still leads in the term.
+func (p leaseProposer) leads() bool {
+	st := p.n.consensus.Status()
+	return st.IsLeader && st.Term == p.term
 }
 
 // leaderLessor is the lessor of the leader, whichever member that is.
@@ -49,6 +58,9 @@ func (l leaderLessor) Renew(ctx context.Context, id int64) (ttl int64, err error
 	}
 	return l.n.remoteLessor.Renew(ctx, id)
 }
+
+// RenewNow implements api.Lessor.
+func (l leaderLessor) RenewNow(id int64) (ttl int64, ok bool) { return l.n.lessor.RenewNow(id) }
 
 // TimeToLive implements api.Lessor.
 func (l leaderLessor) TimeToLive(ctx context.Context, id int64) (granted, remaining int64, err error) {

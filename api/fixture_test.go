@@ -100,6 +100,7 @@ func (p leaseProposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) e
 }
 
 func (leaseProposer) Confirm(context.Context) error { return nil }
+func (leaseProposer) Confirmed() bool               { return true }
 
 func (n *testNode) Propose(ctx context.Context, r *pb.InternalRaftRequest) machine.Result {
 	n.mu.Lock()

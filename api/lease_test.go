@@ -127,6 +127,46 @@ func TestLeaseKeepAlive(t *testing.T) {
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the client was done: %v", err)
 	}
+	counts := gathered(t, s.metrics)
+	for _, name := range []string{"received", "sent"} {
+		if got := counts["grpc_server_msg_"+name+"_total LeaseKeepAlive bidi_stream etcdserverpb.Lease"]; got != 3 {
+			t.Errorf("%v messages %s", got, name)
+		}
+	}
+}
+
+// Many keep-alives at once, of leases that can be renewed at once and others.
+func TestLeaseKeepAlivesInARow(t *testing.T) {
+	s := newTestServer(t, nil)
+	if _, err := s.lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: 5, TTL: 1000}); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := s.lease.LeaseKeepAlive(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 500
+	lease := func(i int) (id, ttl int64) {
+		if i/10%2 == 0 {
+			return 5, 1000
+		}
+		return 6, 0
+	}
+	for i := range n {
+		id, _ := lease(i)
+		if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		id, ttl := lease(i)
+		if got, err := stream.Recv(); err != nil || got.ID != id || got.TTL != ttl {
+			t.Fatalf("answer %d is %v, %v", i, got, err)
+		}
+	}
+	s.Close()
+	_, err = stream.Recv()
+	wantError(t, err, rpctypes.ErrGRPCStopped)
 }
 
 func TestLeaseQuestionsWithoutLeader(t *testing.T) {

@@ -85,6 +85,8 @@ type KV interface {
 type Lessor interface {
 	// Renew starts a lease's time anew and returns it in seconds.
 	Renew(ctx context.Context, id int64) (ttl int64, err error)
+	// RenewNow is Renew if that takes no waiting; else ok is false.
+	RenewNow(id int64) (ttl int64, ok bool)
 	// TimeToLive returns a lease's time as granted and what is left of it, in seconds.
 	TimeToLive(ctx context.Context, id int64) (granted, remaining int64, err error)
 	// Leases returns the ids of all leases, those that expire first in front.

@@ -101,6 +101,17 @@ func (st *stream) RecvMsg(m any) error {
 	return err
 }
 
+// take has messages taken where they are read; see rpc.TakeMessages.
+func (st *stream) take(f func(message []byte) bool) {
+	rpc.TakeMessages(st.ServerStream, func(message []byte) bool {
+		taken := f(message)
+		if taken {
+			st.calls.received.Inc()
+		}
+		return taken
+	})
+}
+
 // patience is for how many election timeouts a stream that requires a leader may go without.
 // Ending streams makes all clients connect anew, so it is not done at every election.
 const patience = 3

@@ -47,6 +47,9 @@ type Proposer interface {
 	// later term, and what was committed until that moment is in the table: it
 	// is a linearizable read.
 	Confirm(ctx context.Context) error
+	// Confirmed tells that Confirm would return nil without waiting. It must not
+	// call the lessor.
+	Confirmed() bool
 }
 
 // Leases is the table to follow.
@@ -218,6 +221,32 @@ func (l *Lessor) Renew(ctx context.Context, id int64) (ttl int64, err error) {
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
+}
+
+// RenewNow is Renew where that takes no waiting, for those who must not. If ok is
+// false the lease is to be renewed with Renew, which says what is wrong.
+func (l *Lessor) RenewNow(id int64) (ttl int64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.reign
+	if r == nil {
+		return 0, false
+	}
+	r.sync()
+	t := r.terms[id]
+	if t == nil || t.deadline <= r.now() || t.marked() || t.recording != nil {
+		return 0, false
+	}
+	r.renew(t)
+	if !r.proposer.Confirmed() {
+		return 0, false
+	}
+	// By now a revocation may be there, as in settle.
+	if r.sync(); r.terms[id] != t {
+		return 0, false
+	}
+	l.renewed.Add(1)
+	return t.TTL, true
 }
 
 // expired is a lease that is about to be revoked. The channels are closed when

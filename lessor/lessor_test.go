@@ -141,6 +141,9 @@ func (m *member) Confirm(context.Context) error {
 	return m.fail
 }
 
+// Confirmed implements Proposer.
+func (m *member) Confirmed() bool { return m.Confirm(m.t.Context()) == nil }
+
 // Propose applies r, after the delay.
 func (m *member) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
 	m.mu.Lock()
@@ -649,6 +652,49 @@ func TestRenewalIsConfirmed(t *testing.T) {
 	})
 }
 
+// TestRenewNow: what Renew would have to wait for, or to explain, is left to it.
+func TestRenewNow(t *testing.T) {
+	bubble(t, Options{}, func(m *member) {
+		want := func(id int64, wantTTL int64, wantOK bool) {
+			m.t.Helper()
+			if ttl, ok := m.l.RenewNow(id); ttl != wantTTL || ok != wantOK {
+				m.t.Errorf("RenewNow(%d) = %d, %t; want %d, %t", id, ttl, ok, wantTTL, wantOK)
+			}
+		}
+		m.grant(1, 60)
+		pass(40 * time.Second) // there is a checkpoint now
+		want(1, 0, false)
+		m.wantRenewed(1, 60)
+		pass(20 * time.Second)
+		want(1, 60, true)
+		m.wantTimeToLive(1, 60, 60)
+		want(2, 0, false)
+
+		m.setFail(errors.New("a later term"))
+		want(1, 0, false)
+		m.setFail(nil)
+		if got := m.l.Stats().Renewed; got != 2 {
+			m.t.Errorf("%d renewals, want 2", got)
+		}
+
+		// Another member has answered a revocation that comes in the meantime.
+		m.mu.Lock()
+		m.late = func() {
+			if err := m.applyLocked(&pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: 1}}); err != nil {
+				m.t.Error(err)
+			}
+		}
+		m.mu.Unlock()
+		want(1, 0, false)
+
+		m.grant(3, 5)
+		pass(5 * time.Second) // expired
+		want(3, 0, false)
+		m.l.Demote()
+		want(3, 0, false)
+	})
+}
+
 // TestCommittedButNotApplied: another member may have applied, and answered, what
 // the leader has committed and not applied yet.
 func TestCommittedButNotApplied(t *testing.T) {
@@ -713,6 +759,7 @@ func (p *lostTerm) Propose(context.Context, *pb.InternalRaftRequest) error {
 }
 
 func (p *lostTerm) Confirm(context.Context) error { return errors.New("not the leader of this term") }
+func (p *lostTerm) Confirmed() bool               { return false }
 
 // TestOneLeaseThatCannotBeRevoked holds up no other.
 func TestOneLeaseThatCannotBeRevoked(t *testing.T) {

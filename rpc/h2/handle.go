@@ -82,6 +82,13 @@ func (c *Conn) handleData(f *frame) error {
 		s.credit(f.length)
 	case Flow:
 		s.credit(f.length - len(payload))
+		if payload = s.giveAway(payload); s.ended {
+			s.change.Broadcast()
+			break
+		}
+		if len(payload) == 0 && !end {
+			break
+		}
 		if s.inAt > len(s.in)/2 { // or it would grow for as long as the reader is not quite done
 			s.in = s.in[:copy(s.in, s.in[s.inAt:])]
 			s.inAt = 0

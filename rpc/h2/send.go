@@ -61,12 +61,12 @@ func (s *Stream) answer(head []Field, body Appender, trailer []Field, wait bool)
 }
 
 // Send sends the header, unless one has been sent, and a part of the body. It waits first, while
-// much that was sent before has not gone out. If the part cannot be encoded nothing is sent.
+// much that was sent before has not gone out, but for what Take calls. If the part cannot be encoded nothing is sent.
 func (s *Stream) Send(head []Field, body Appender) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for !s.ended && len(s.unsent)-s.unsentAt >= sendQuota {
+	for !s.ended && !s.taking && len(s.unsent)-s.unsentAt >= sendQuota {
 		s.change.Wait()
 	}
 	if s.ended || s.finishing {

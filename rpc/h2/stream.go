@@ -57,6 +57,9 @@ type request struct {
 	whole []byte // collected, if it comes in more than one frame
 	in    []byte // received and not read
 	inAt  int    // how much of it has been
+
+	take   func([]byte) int // what Take was given, while it waits
+	taking bool             // take is being called
 }
 
 // Header returns the request's header.
@@ -133,6 +136,37 @@ func (s *Stream) Read(p []byte) (int, error) {
 	}
 	s.credit(n)
 	return n, nil
+}
+
+// Take has f called with what comes of the body, on the goroutine that reads the connection, for
+// as long as f takes all of it. It returns when there is something for Read: what f has left, or
+// the end. Until then nobody else may use the stream. f must not block; what it sends does not,
+// since it is not called while much that was sent before has not gone out.
+func (s *Stream) Take(f func(body []byte) (taken int)) {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.take = f
+	for s.taking || !s.ended && !s.remoteDone && len(s.in) == s.inAt {
+		s.change.Wait()
+	}
+	s.take = nil
+}
+
+// giveAway has what has come taken where it is read, if somebody waits for it there, and returns
+// the rest. It is called under mu, and unlocks it meanwhile.
+func (s *Stream) giveAway(body []byte) []byte {
+	c := s.c
+	if s.take == nil || len(body) == 0 || len(s.in) > s.inAt || len(s.unsent)-s.unsentAt >= sendQuota {
+		return body
+	}
+	s.taking = true
+	c.mu.Unlock()
+	n := s.take(body)
+	c.mu.Lock()
+	s.taking = false
+	s.credit(n)
+	return body[n:]
 }
 
 // credit lets the peer send n bytes more.
