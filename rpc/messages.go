@@ -37,8 +37,10 @@ type oneOf struct {
 func (m *oneOf) AppendMessage(dst []byte) ([]byte, error) { return m.all.AppendMessage(dst, m.i) }
 
 func (ss *serverStream) sendAll(all Messages) error {
-	out := &outgoingAll{at: oneOf{all: all}}
+	out := &ss.several
+	out.at = oneOf{all: all}
 	out.one = outgoing{ss.t, &out.at, ss.r.compressor, streamTooLarge}
+	defer func() { out.at.all = nil }()
 	for out.at.i < all.Len() {
 		if err := ss.send(out); err != nil {
 			return err

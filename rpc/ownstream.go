@@ -193,7 +193,8 @@ func unmarshal(msg []byte, v any) error {
 // serverStream implements grpc.ServerStream.
 type serverStream struct {
 	exchanged
-	received bool // a message
+	received bool        // a message
+	several  outgoingAll // of the one who sends
 }
 
 // serveStream calls a streaming method of a service.
