@@ -401,13 +401,33 @@ func (n *Node) flushIfDue() error {
 	return nil
 }
 
+// purgePause is between two files of the log that are removed: a file system may
+// keep syncs waiting for as long as it gives back the space of one.
+const purgePause = 100 * time.Millisecond
+
 // trimLoop follows what is durable in the machine and lets the log be cut
-// below it, but for what slow members may still ask for.
+// below it, but for what slow members may still ask for. It removes the files
+// that are no longer needed.
 func (n *Node) trimLoop() error {
+	var purge <-chan time.Time // not nil when there may be files to remove
 	for {
 		select {
 		case <-n.stop:
 			return nil
+		case <-n.cfg.Log.ToPurge():
+			if purge == nil {
+				purge = time.After(0)
+			}
+			continue
+		case <-purge:
+			done, err := n.cfg.Log.Purge()
+			if err != nil {
+				return err
+			}
+			if purge = nil; done {
+				purge = time.After(purgePause)
+			}
+			continue
 		case <-n.cfg.Machine.Flushed():
 		}
 		durable, err := n.cfg.Machine.DurableIndex()

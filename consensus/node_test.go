@@ -320,6 +320,10 @@ func TestRestartReplaysWhatWasAcknowledged(t *testing.T) {
 			must(t, propose(n, command).Err)
 			acknowledged = append(acknowledged, command)
 		}
+		if round == 5 { // 900 entries are several segments
+			oldest := fs.PathJoin("wal", fmt.Sprintf("%016x.wal", 1))
+			eventually(t, "the oldest segment is removed", func() bool { _, err := fs.Stat(oldest); return err != nil })
+		}
 		fs = fs.CrashClone(vfs.CrashCloneCfg{}) // nothing that was not synced survives
 		n.Close()
 		must(t, l.Close())

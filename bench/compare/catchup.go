@@ -122,8 +122,8 @@ func (c catchUp) round(ctx context.Context, v *server, count int64, number int) 
 	return r, err
 }
 
-// fill writes so many values, each under a key of its own, discards those that an earlier call wrote, and waits until the
-// server is at rest.
+// fill writes so many values, each under a key of its own, discards those that an earlier call wrote, has their space
+// given back, and waits until the server is at rest.
 func (c catchUp) fill(ctx context.Context, v *server, count int64, number int) (seconds float64, err error) {
 	load, err := bench.NewPut(bench.Data{
 		Prefix: "fill/", Keys: int(count), KeySize: 24, ValueSize: fillValueBytes, Sequential: true, Seed: uint64(2 + number),
@@ -147,6 +147,13 @@ func (c catchUp) fill(ctx context.Context, v *server, count int64, number int) (
 	}
 	if err := v.compact(ctx); err != nil {
 		return 0, fmt.Errorf("discarding old values: %w", err)
+	}
+	if err := v.settle(ctx); err != nil {
+		return 0, err
+	}
+	// What is discarded leaves the files in the course of later writes, which would be those that are measured.
+	if err := v.defragment(ctx); err != nil {
+		return 0, fmt.Errorf("giving back the space of old values: %w", err)
 	}
 	return tenths(report.Seconds), v.settle(ctx)
 }

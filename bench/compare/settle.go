@@ -29,15 +29,22 @@ func (v *server) compact(ctx context.Context) error {
 	return err
 }
 
-// defragment has the first member give back the space that it does not need.
+// defragment has the members that run give back the space that they do not need.
 func (v *server) defragment(ctx context.Context) error {
-	cli, err := v.members[0].client()
-	if err != nil {
-		return err
+	for _, m := range v.members {
+		if m.ended() {
+			continue
+		}
+		cli, err := m.client()
+		if err != nil {
+			return err
+		}
+		_, err = cli.Defragment(ctx, m.endpoint())
+		if err = errors.Join(err, cli.Close()); err != nil {
+			return err
+		}
 	}
-	defer cli.Close()
-	_, err = cli.Defragment(ctx, v.members[0].endpoint())
-	return err
+	return nil
 }
 
 // settle waits until the files of all members that run have kept their size for settledAfter, or until settleTimeout is

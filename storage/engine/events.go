@@ -18,7 +18,10 @@ func (e *Engine) listener(z *zap.Logger, fatal func(error)) *pebble.EventListene
 			signal(e.flushed)
 			e.room.happen()
 		},
-		CompactionEnd:   func(pebble.CompactionInfo) { e.room.happen() },
+		CompactionEnd: func(pebble.CompactionInfo) {
+			e.pace.rate.Store(compactRate) // until the next commits tell that more is to be done
+			e.room.happen()
+		},
 		BackgroundError: func(err error) { fatal(fmt.Errorf("engine: %w", err)) },
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
 			fatal(fmt.Errorf("engine: damaged file %s: %w", i.Path, i.Details))

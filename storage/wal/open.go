@@ -72,7 +72,7 @@ func newLog(o Options) *Log {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	l := &Log{o: o}
+	l := &Log{o: o, toPurge: make(chan struct{}, 1)}
 	l.mu.cache.limit = o.CacheBytes
 	return l
 }

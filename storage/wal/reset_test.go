@@ -27,6 +27,7 @@ func TestResetBeginsAnew(t *testing.T) {
 	if _, err := l.Entries(150, 151, 1); !errors.Is(err, raft.ErrCompacted) {
 		t.Fatalf("an entry of before: %v", err)
 	}
+	purge(t, l)
 	names, err := segmentNames(fs, dir)
 	must(t, err)
 	if len(names) != 1 || l.Size() > segmentHeaderLen+100 {

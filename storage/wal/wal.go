@@ -30,7 +30,7 @@ import (
 
 // Defaults of Options.
 const (
-	DefaultSegmentBytes = 64 << 20
+	DefaultSegmentBytes = 32 << 20
 	DefaultCacheBytes   = 16 << 20
 )
 
@@ -116,8 +116,10 @@ type Log struct {
 		terms   terms    // of entries
 		mark    position // the entry before the first
 		cache   entryCache
-		size    int64 // bytes of frames in segments
+		size    int64      // bytes of frames in segments
+		dropped []*segment // whose files Purge has to remove, oldest first
 	}
+	toPurge chan struct{} // capacity 1; see ToPurge
 }
 
 type position struct{ index, term uint64 }
@@ -514,59 +516,72 @@ func (l *Log) reset(hs *pb.HardState, mark position) error {
 	tail := l.tail
 	l.tail = w
 	l.mu.Lock()
-	old := l.mu.segments
+	old := l.mu.segments // superseded by the reset, whenever they go
 	l.mu.segments = []*segment{w.segment}
 	l.mu.size = w.segment.size.Load()
+	l.mu.dropped = append(l.mu.dropped, old...)
 	l.mu.hardState, l.mu.mark = hs, mark
 	l.mu.entries, l.mu.terms = nil, nil
 	l.mu.cache.truncate(0)
 	l.mu.Unlock()
-	if err := tail.file.Close(); err != nil {
-		return err
-	}
-	return l.remove(old)
+	l.noteDropped()
+	return tail.file.Close()
 }
 
 // Compact gives up the entries up to index, which must be applied and durable
-// elsewhere, and removes the segments that hold no other. Space is given back
-// in whole segments.
+// elsewhere, and the segments that hold no other. Their files go with Purge.
 func (l *Log) Compact(index uint64) error {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if index <= l.mu.mark.index {
-		l.mu.Unlock()
 		return nil
 	}
 	if last := l.lastIndexLocked(); index > last {
-		l.mu.Unlock()
 		return fmt.Errorf("wal: compact to %d, beyond the last entry %d", index, last)
 	}
 	l.giveUpLocked(index)
 	// All entries of a segment are at or below the mark of the next.
-	var drop []*segment
 	for len(l.mu.segments) > 1 && l.mu.segments[1].mark.index <= index {
-		drop = append(drop, l.mu.segments[0])
+		l.mu.dropped = append(l.mu.dropped, l.mu.segments[0])
 		l.mu.size -= l.mu.segments[0].size.Load()
 		l.mu.segments = l.mu.segments[1:]
 	}
-	l.mu.Unlock()
-	if err := l.remove(drop); err != nil {
-		return fmt.Errorf("wal: compact: %w", err)
+	if len(l.mu.dropped) > 0 {
+		l.noteDropped()
 	}
 	return nil
 }
 
-// remove deletes segments that are no longer in l.mu.segments: oldest first, so
-// that what is left is a suffix.
-func (l *Log) remove(segments []*segment) error {
-	for _, s := range segments {
-		if err := s.remove(); err != nil {
-			return err
-		}
+func (l *Log) noteDropped() {
+	select {
+	case l.toPurge <- struct{}{}:
+	default:
 	}
-	if len(segments) == 0 {
-		return nil
+}
+
+// ToPurge receives when there is something for Purge.
+func (l *Log) ToPurge() <-chan struct{} { return l.toPurge }
+
+// Purge removes the file of the oldest segment that the log has given up, and
+// reports whether there was one. It takes long enough to be kept away from
+// Append: another goroutine may call it, one at a time, and appends go on. What
+// is not purged when the log is closed is again a part of it when it is opened.
+func (l *Log) Purge() (done bool, err error) {
+	l.mu.Lock()
+	if len(l.mu.dropped) == 0 {
+		l.mu.Unlock()
+		return false, nil
 	}
-	return syncDir(l.o.FS, l.o.Dir)
+	s := l.mu.dropped[0] // the oldest: what is left is a suffix
+	l.mu.dropped = l.mu.dropped[1:]
+	l.mu.Unlock()
+	if err := s.remove(); err != nil {
+		return false, fmt.Errorf("wal: purge: %w", err)
+	}
+	if err := syncDir(l.o.FS, l.o.Dir); err != nil {
+		return false, fmt.Errorf("wal: purge: %w", err)
+	}
+	return true, nil
 }
 
 // giveUpLocked forgets the entries up to index, which is in the log.
@@ -605,7 +620,7 @@ func (l *Log) Close() error {
 	errs := []error{l.tail.file.Close()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, s := range l.mu.segments {
+	for _, s := range slices.Concat(l.mu.dropped, l.mu.segments) {
 		errs = append(errs, s.release())
 	}
 	return errors.Join(errs...)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -142,6 +143,11 @@ func TestSegmentsRotateAndCompact(t *testing.T) {
 	}
 	before := l.Size()
 	must(t, l.Compact(300))
+	select {
+	case <-l.ToPurge():
+	default:
+		t.Fatal("nothing is to be purged")
+	}
 	if _, err := l.Entries(300, 301, 1); !errors.Is(err, raft.ErrCompacted) {
 		t.Fatalf("a compacted entry: %v", err)
 	}
@@ -152,6 +158,26 @@ func TestSegmentsRotateAndCompact(t *testing.T) {
 		t.Fatalf("an entry not yet written: %v", err)
 	}
 	want := state(t, l)
+	// Until files are removed they are a part of the log that a start finds; the first is removed first.
+	for removed := 0; ; removed++ {
+		left, err := segmentNames(fs, dir)
+		must(t, err)
+		if !slices.Equal(left, names[removed:]) {
+			t.Fatalf("after %d removed files there are %v of %v", removed, left, names)
+		}
+		done, err := l.Purge()
+		must(t, err)
+		if !done {
+			break
+		}
+		again, err := Open(options(fs))
+		must(t, err)
+		must(t, again.Compact(300))
+		if got := state(t, again); got != want {
+			t.Fatalf("after %d removed files:\n%s\nwant:\n%s", removed+1, got, want)
+		}
+		must(t, again.Close())
+	}
 	left, err := segmentNames(fs, dir)
 	must(t, err)
 	if len(left) >= len(names)/2+1 || l.Size() > before/2 {
@@ -197,6 +223,7 @@ func TestReadersFinishWhileSegmentsGo(t *testing.T) {
 	}()
 	for i := uint64(1); i < 150 || reads.Load() < 20; i++ {
 		must(t, l.Compact(min(i, 150)))
+		purge(t, l)
 		if i >= 150 && len(failed) > 0 {
 			break
 		}
@@ -204,6 +231,16 @@ func TestReadersFinishWhileSegmentsGo(t *testing.T) {
 	close(stop)
 	must(t, <-failed)
 	must(t, l.Close())
+}
+
+// purge removes all files that the log has given up.
+func purge(t testing.TB, l *Log) {
+	t.Helper()
+	for done := true; done; {
+		var err error
+		done, err = l.Purge()
+		must(t, err)
+	}
 }
 
 func readAll(t testing.TB, fs vfs.FS, name string) []byte {
@@ -354,6 +391,7 @@ func TestReplacedEntriesOutliveTheirSegments(t *testing.T) {
 		t.Fatalf("%d segments are left", len(l.mu.segments))
 	}
 	must(t, l.Compact(l.mu.segments[0].mark.index))
+	purge(t, l)
 	must(t, l.Close())
 	l, err = Open(options(fs))
 	must(t, err)
