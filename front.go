@@ -104,9 +104,6 @@ func (f *front) unbind() {
 	}
 }
 
-// observeSync notes how long an fdatasync of the log took.
-func (f *front) observeSync(d time.Duration) { f.metrics.LogSync.Observe(d.Seconds()) }
-
 // observeCommit notes how long the engine took to commit a batch.
 func (f *front) observeCommit(d time.Duration) { f.metrics.EngineCommit.Observe(d.Seconds()) }
 

@@ -43,6 +43,7 @@ type Node struct {
 	compactor *compactor.Compactor
 	guardian  *guard.Guard
 	front     *front
+	strain    strain // of the log
 
 	lessor       *lessor.Lessor
 	remoteLessor *lessor.Remote // the leader's, where this member does not lead
@@ -138,11 +139,17 @@ func (f *failures) handTo(to func(error)) {
 	}
 }
 
+// observeSync notes how long the log took to sync.
+func (n *Node) observeSync(d time.Duration) {
+	n.front.metrics.LogSync.Observe(d.Seconds())
+	n.strain.observe(d)
+}
+
 // openState opens the data directory and loads the machine.
 func (n *Node) openState(ctx context.Context) (err error) {
 	storage := storageOptions{
 		logger: n.log,
-		wal:    wal.Options{Logger: n.log, NoSync: n.cfg.UnsafeNoFsync, OnSync: n.front.observeSync},
+		wal:    wal.Options{Logger: n.log, NoSync: n.cfg.UnsafeNoFsync, OnSync: n.observeSync},
 		engine: engine.Options{Logger: n.log, OnFatal: n.failures.report},
 	}
 	n.data, err = openDataDir(&n.cfg, storage, func() (*founding, error) { return n.cfg.plan(ctx) })

@@ -94,6 +94,7 @@ func (n *Node) startPeers() (err error) {
 		WriteTimeout: n.cfg.RaftWriteTimeout,
 		Patience:     n.cfg.ElectionTimeout,
 		SnapshotRate: n.cfg.SnapshotSendRate,
+		Strained:     n.strain.high,
 		Version:      Version,
 		RoundTrip:    n.front.metrics.PeerRoundTrip,
 		SendTook:     n.front.metrics.SnapshotSent,

@@ -128,7 +128,7 @@ func (t *Transport) stall() time.Duration { return 6 * max(t.cfg.ReadTimeout, t.
 
 // sendFiles writes a snapshot's head and files, at the configured rate.
 func (r *remote) sendFiles(ctx context.Context, o *opened, head []byte, dir string, files []snapshotFile) error {
-	w := &pacedWriter{ctx: ctx, w: o, pace: pacer{rate: r.t.cfg.SnapshotRate}, count: &r.count.sentBytes}
+	w := &pacedWriter{ctx: ctx, w: o, pace: pacer{rate: r.t.cfg.SnapshotRate, strained: r.t.cfg.Strained}, count: &r.count.sentBytes}
 	if _, err := w.Write(head); err != nil {
 		return err
 	}
@@ -198,10 +198,35 @@ func (w *pacedWriter) Write(p []byte) (int, error) {
 }
 
 // pacer is a token bucket: it lets bytes pass at a rate, and what was not used
-// lately at once.
+// lately at once. The rate is halved while the member is strained, and then comes
+// back little by little.
 type pacer struct {
-	rate int64     // bytes per second; none if negative
-	due  time.Time // when all that has passed should have
+	rate     int64     // bytes per second; none if negative
+	due      time.Time // when all that has passed should have
+	strained func() bool
+	asked    time.Time // when strained was
+	held     int64     // how much of rate is kept back
+}
+
+const (
+	// askEvery is how often the pacer looks whether the member is strained.
+	askEvery = 100 * time.Millisecond
+	// minShare and backShare are parts of the rate: what is never kept back, and
+	// what comes back each time that there is no strain.
+	minShare, backShare = 8, 32
+)
+
+// look adapts the rate and returns it.
+func (p *pacer) look(now time.Time) int64 {
+	if p.strained != nil && now.Sub(p.asked) >= askEvery {
+		p.asked = now
+		if p.strained() {
+			p.held = min((p.rate+p.held)/2, p.rate-p.rate/minShare)
+		} else {
+			p.held = max(p.held-p.rate/backShare, 0)
+		}
+	}
+	return p.rate - p.held
 }
 
 // pacerCredit is how much of the past may be made up for: more than timers are
@@ -218,7 +243,7 @@ func (p *pacer) wait(ctx context.Context, n int) error {
 		p.due = earliest
 	}
 	pause := p.due.Sub(now)
-	p.due = p.due.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
+	p.due = p.due.Add(time.Duration(float64(n) / float64(p.look(now)) * float64(time.Second)))
 	if pause <= 0 {
 		return ctx.Err()
 	}

@@ -357,6 +357,18 @@ func TestPacer(t *testing.T) {
 		pass(10 << 20)
 		check("after a pause", 10<<20, again)
 
+		strained := true
+		p = pacer{rate: rate, strained: func() bool { return strained }}
+		pass(rate) // it soon keeps to an eighth
+		began = time.Now()
+		pass(rate / 2)
+		check("strained", rate/2*minShare, began)
+		strained = false
+		pass(4 * rate) // it soon has all again
+		began = time.Now()
+		pass(rate)
+		check("after a strain", rate, began)
+
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if err := p.wait(ctx, 1); !errors.Is(err, context.Canceled) {

@@ -59,6 +59,10 @@ type Config struct {
 	// SnapshotRate bounds the bytes per second of one snapshot being sent.
 	// Negative: no bound.
 	SnapshotRate int64
+	// Strained, if set, tells that this member's own work takes longer than it
+	// should. It is asked ten times a second while a snapshot is being sent, which
+	// then goes slower, but not below an eighth of the rate.
+	Strained func() bool
 	// Version is told to other members.
 	Version string
 	// RoundTrip, if set, is given each measured round trip to a member.
