@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -139,6 +140,10 @@ type child struct {
 	err    error         // Guarded by exited.
 }
 
+// forking is held while a program is started. Until the new process runs the program, it has this process's open files,
+// and with them the locks of those that this process has closed meanwhile.
+var forking sync.RWMutex
+
 func startChild(log, program string, args ...string) (*child, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -162,7 +167,10 @@ func startChild(log, program string, args ...string) (*child, error) {
 		defer runtime.UnlockOSThread()
 		defer out.Close()
 		defer close(ch.exited)
-		if err := cmd.Start(); err != nil {
+		forking.RLock()
+		err := cmd.Start()
+		forking.RUnlock()
+		if err != nil {
 			ch.err = err
 			started <- err
 			return

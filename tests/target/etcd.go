@@ -52,7 +52,9 @@ func (e *Etcd) start(ctx context.Context) error {
 	if err := os.MkdirAll(e.cfg.Dir, 0o700); err != nil {
 		return err
 	}
+	forking.Lock() // so that nobody has the files of the run before, locked: etcd would end the process
 	server, err := embed.StartEtcd(c)
+	forking.Unlock()
 	if err != nil {
 		return fmt.Errorf("start etcd: %w", err)
 	}
