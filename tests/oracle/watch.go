@@ -103,7 +103,7 @@ type watchStream struct {
 	logs    []*watchLog         // in order of creation; index is the watcher's ordinal
 	byID    map[int64]*watchLog // live watchers
 	reached int64               // highest revision of a progress notification for the whole stream
-	notices int                 // number of progress notifications
+	notices int                 // number of progress notifications that were asked for
 	broken  string              // a promise that the server has broken by itself
 	ended   string              // how the call ended; empty while it runs
 }
@@ -162,7 +162,6 @@ func (w *watchStream) take(resp *pb.WatchResponse) {
 			delete(w.byID, resp.WatchId)
 		}
 	case len(resp.Events) == 0:
-		w.notices++
 		if resp.WatchId != clientv3.InvalidWatchID {
 			if w.etcd {
 				return // seen on a loaded machine; it says nothing that the next notification does not
@@ -170,6 +169,7 @@ func (w *watchStream) take(resp *pb.WatchResponse) {
 			w.broken = "a progress notification that nobody asked for: " + show(resp)
 			return
 		}
+		w.notices++
 		w.reached = max(w.reached, rev)
 		for _, l := range w.byID {
 			// A notification from before the watcher was created may arrive after its creation.

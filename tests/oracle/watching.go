@@ -181,8 +181,7 @@ func (r *runner) requestProgress(ctx context.Context) error {
 	r.board.mu.Lock()
 	ref, sub := p.ref.notices-before[0], p.sub.notices-before[1]
 	r.board.mu.Unlock()
-	// At times etcd notifies without being asked, here as elsewhere.
-	if sub > 0 {
+	if ref != sub {
 		return r.difference("Watch progress request while a watcher waits for a future revision",
 			fmt.Sprintf("%d notifications", ref), fmt.Sprintf("%d notifications", sub))
 	}
