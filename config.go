@@ -127,7 +127,8 @@ type Config struct {
 	// RaftWriteTimeout is how long it may take nothing (--raft-write-timeout). 0 means 5s, the default.
 	RaftWriteTimeout time.Duration
 	// SnapshotSendRate bounds how fast a member's state is sent to another, in bytes per second
-	// (--snapshot-send-rate). 0 means 64 MiB, the default; a negative value means no bound.
+	// (--snapshot-send-rate). 0 means 64 MiB, the default; a negative value means no bound. It is
+	// less, down to an eighth, while this member's log takes longer to sync than usual.
 	SnapshotSendRate int64
 
 	// SnapshotCount is after how many applied entries the log is cut (--snapshot-count). 0 means 10,000, the default.
