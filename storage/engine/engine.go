@@ -22,6 +22,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 // ErrNotFound is returned by Get and DurableGet for a key without a value.
@@ -66,7 +68,7 @@ type Engine struct {
 	// flushed is signalled after each flush; see Flushed.
 	flushed chan struct{}
 	room    *event // a flush or a compaction has ended
-	pace    pace
+	pace    *pace
 	failed  atomic.Pointer[error]
 	// abandoned is closed when Pebble has stopped in its tracks; nothing more is
 	// asked of it.
@@ -107,6 +109,7 @@ func Open(o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		o:             o,
+		pace:          newPace(),
 		cache:         pebble.NewCache(o.CacheBytes),
 		flushed:       make(chan struct{}, 1),
 		room:          newEvent(),
@@ -115,7 +118,6 @@ func Open(o Options) (*Engine, error) {
 		writable:      make(chan struct{}),
 		memTableBytes: int64(o.MemTableBytes),
 	}
-	e.pace.rate.Store(compactRate)
 	if err := e.openDB(o.ReadOnly); err != nil {
 		e.cache.Unref()
 		return nil, err
@@ -146,9 +148,10 @@ func (e *Engine) openDB(readOnly bool) (err error) {
 		EventListener: e.listener(e.o.Logger, fatal),
 	}
 	if opts.FS == nil {
+		opts.FS = direct.New(vfs.Default, flushCategory, compactCategory)
 		opts.WithFSDefaults() // it watches for slow operations, of which the wait for a turn is none
 	}
-	opts.FS = newPacedFS(opts.FS, &e.pace)
+	opts.FS = &pacedFS{opts.FS, e.pace}
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = yieldPolicy{bloom.FilterPolicy(10)}
 	}
@@ -376,7 +379,7 @@ func (e *Engine) Close() error {
 		return e.err()
 	default:
 	}
-	e.pace.hurry() // Pebble lets compactions end
+	e.pace.ending.Store(true) // Pebble lets compactions end
 	var err error
 	if e.db != nil {
 		err = e.db.Close()

@@ -29,9 +29,12 @@ const (
 	compactCategory vfs.DiskWriteCategory = "pebble-compaction"
 )
 
-// pace is what the rates depend on.
+// pace is the rates and what they depend on.
 type pace struct {
-	hurried atomic.Int32 // callers that wait for a flush, or for the end of the engine
+	flushes, compactions throttle
+
+	hurried atomic.Int32 // callers that wait for a flush
+	ending  atomic.Bool  // the engine is being closed
 	full    atomic.Bool  // more memtables than one wait to be flushed
 	rate    atomic.Int64 // of compactions; 0 is as fast as can be
 }
@@ -49,21 +52,29 @@ func (p *pace) look(memTables float64, sublevels int32) {
 	p.rate.Store(rate)
 }
 
-// hurry lifts the limits until the function that it returns is called.
+// newPace returns the rates of an engine with nothing to do.
+func newPace() *pace {
+	p := &pace{}
+	p.rate.Store(compactRate)
+	p.flushes.rate, p.compactions.rate = p.flushing, p.compacting
+	return p
+}
+
+// hurry lifts the limit of flushes until the function that it returns is called.
 func (p *pace) hurry() (done func()) {
 	p.hurried.Add(1)
 	return func() { p.hurried.Add(-1) }
 }
 
 func (p *pace) flushing() int64 {
-	if p.full.Load() || p.hurried.Load() > 0 {
+	if p.full.Load() || p.hurried.Load() > 0 || p.ending.Load() {
 		return 0
 	}
 	return flushRate
 }
 
 func (p *pace) compacting() int64 {
-	if p.hurried.Load() > 0 {
+	if p.ending.Load() {
 		return 0
 	}
 	return p.rate.Load()
@@ -72,11 +83,7 @@ func (p *pace) compacting() int64 {
 // pacedFS is a file system on which flushes and compactions keep to their rates.
 type pacedFS struct {
 	vfs.FS
-	flushes, compactions *throttle
-}
-
-func newPacedFS(fs vfs.FS, p *pace) vfs.FS {
-	return &pacedFS{fs, &throttle{rate: p.flushing}, &throttle{rate: p.compacting}}
+	pace *pace
 }
 
 // Unwrap implements vfs.FS.
@@ -90,9 +97,9 @@ func (fs *pacedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File
 	}
 	switch category {
 	case flushCategory:
-		return &pacedFile{f, fs.flushes}, nil
+		return &pacedFile{f, &fs.pace.flushes}, nil
 	case compactCategory:
-		return &pacedFile{f, fs.compactions}, nil
+		return &pacedFile{f, &fs.pace.compactions}, nil
 	}
 	return f, nil
 }

@@ -27,17 +27,21 @@ func TestPaceLooks(t *testing.T) {
 		{9, maxSublevels, 0, 0},
 	} {
 		t.Run(fmt.Sprintf("%g memtables, %d sublevels", tt.memTables, tt.sublevels), func(t *testing.T) {
-			var p pace
+			p := newPace()
 			p.look(tt.memTables, tt.sublevels)
 			if flush, compact := p.flushing(), p.compacting(); flush != tt.flush || compact != tt.compact {
 				t.Errorf("flushes write %d B/s, compactions %d; want %d and %d", flush, compact, tt.flush, tt.compact)
 			}
 			done := p.hurry()
-			if flush, compact := p.flushing(), p.compacting(); flush != 0 || compact != 0 {
-				t.Errorf("in a hurry flushes write %d B/s, compactions %d; want no limit", flush, compact)
+			if flush, compact := p.flushing(), p.compacting(); flush != 0 || compact != tt.compact {
+				t.Errorf("in a hurry flushes write %d B/s, compactions %d; want no limit and %d", flush, compact, tt.compact)
 			}
 			if done(); p.flushing() != tt.flush {
 				t.Error("the hurry did not end")
+			}
+			p.ending.Store(true)
+			if flush, compact := p.flushing(), p.compacting(); flush != 0 || compact != 0 {
+				t.Errorf("at the end flushes write %d B/s, compactions %d; want no limits", flush, compact)
 			}
 		})
 	}
@@ -92,7 +96,8 @@ func (fs *categoryFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, er
 	return fs.FS.Create(name, c)
 }
 
-// TestEveryTableIsPaced fails if Pebble gives its writes other names than those that are paced.
+// TestEveryTableIsPaced fails if Pebble gives its writes other names than those that are paced, or if it is not given
+// the file system that paces them.
 func TestEveryTableIsPaced(t *testing.T) {
 	fs := &categoryFS{FS: vfs.NewMem(), seen: map[vfs.DiskWriteCategory]int{}}
 	e := open(t, Options{FS: fs})
@@ -102,7 +107,16 @@ func TestEveryTableIsPaced(t *testing.T) {
 		set(t, e, "z", value)
 		must(t, e.Flush())
 	}
+	<-e.Flushed()              // what Flush waited for
+	set(t, e, "unhurried", "") // by anyone who waits
+	must(t, e.StartFlush())
+	<-e.Flushed()
 	must(t, e.CompactAll(t.Context()))
+	for name, th := range map[string]*throttle{"flushes": &e.pace.flushes, "compactions": &e.pace.compactions} {
+		if th.due.IsZero() {
+			t.Errorf("%s did not pass their throttle", name)
+		}
+	}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if len(fs.seen) != 2 || fs.seen[flushCategory] == 0 || fs.seen[compactCategory] == 0 {
