@@ -44,7 +44,7 @@ var mayImport = map[string][]string{
 	"consensus": {"machine", "storage/wal"},
 
 	// What members say to one another. It carries messages and files, and knows neither raft's state nor the machine's.
-	"peer": {},
+	"peer": {"storage/direct"},
 
 	// Who the first members are. What it finds is a text.
 	"discovery": {},

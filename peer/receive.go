@@ -14,12 +14,20 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
-// flushEvery is how many bytes of a file are received before the disk begins to
-// write them: all at once, at the end, would hold up the log on the same disk.
-const flushEvery = 1 << 20
+const (
+	// received are the files of a snapshot that comes: no one reads them soon.
+	received vfs.DiskWriteCategory = "coterie-snapshot"
+	// flushEvery is how many bytes of a file are received before the disk begins
+	// to write them, where they go through the page cache: all at once, at the
+	// end, would hold up the log on the same disk.
+	flushEvery = 1 << 20
+)
 
 var (
 	noDeadline = time.Time{}
@@ -138,13 +146,13 @@ func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) error {
 var errFileDamaged = errors.New("it was damaged on its way: its checksum does not match")
 
 func receiveFile(r io.Reader, name string, size int64, piece []byte) (err error) {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := direct.New(vfs.Default, received).Create(name, received)
 	if err != nil {
 		return err
 	}
+	f = vfs.NewSyncingFile(f, vfs.SyncingFileOptions{BytesPerSync: flushEvery})
 	defer func() { err = errors.Join(err, f.Close()) }()
 	sum := uint32(0)
-	var flushed, written int64
 	for size > 0 {
 		b := piece[:min(size, int64(len(piece)))]
 		if _, err := io.ReadFull(r, b); err != nil {
@@ -155,10 +163,6 @@ func receiveFile(r io.Reader, name string, size int64, piece []byte) (err error)
 		}
 		sum = crc32.Update(sum, castagnoli, b)
 		size -= int64(len(b))
-		if written += int64(len(b)); written-flushed >= flushEvery {
-			beginFlush(f, flushed, written-flushed)
-			flushed = written
-		}
 	}
 	var want [fileChecksumLen]byte
 	if _, err := io.ReadFull(r, want[:]); err != nil {

@@ -8,14 +8,16 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 const (
@@ -132,7 +134,7 @@ func (r *remote) sendFiles(ctx context.Context, o *opened, head []byte, dir stri
 	if _, err := w.Write(head); err != nil {
 		return err
 	}
-	piece := make([]byte, snapshotPiece)
+	piece := direct.Buffer(snapshotPiece)
 	for _, f := range files {
 		if err := sendFile(w, filepath.Join(dir, f.name), f.size, piece); err != nil {
 			return fmt.Errorf("send a snapshot's file %s: %w", f.name, err)
@@ -142,8 +144,9 @@ func (r *remote) sendFiles(ctx context.Context, o *opened, head []byte, dir stri
 }
 
 // sendFile writes as many bytes as the head has announced, and their checksum.
+// Whole pieces are read, from a direct.Buffer.
 func sendFile(w io.Writer, name string, size int64, piece []byte) error {
-	f, err := os.Open(name)
+	f, err := direct.Open(vfs.Default, name)
 	if err != nil {
 		return err
 	}
@@ -151,7 +154,7 @@ func sendFile(w io.Writer, name string, size int64, piece []byte) error {
 	sum := uint32(0)
 	for size > 0 {
 		b := piece[:min(size, int64(len(piece)))]
-		if _, err := io.ReadFull(f, b); err != nil {
+		if _, err := io.ReadAtLeast(f, piece, len(b)); err != nil {
 			return err
 		}
 		sum = crc32.Update(sum, castagnoli, b)

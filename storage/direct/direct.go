@@ -1,8 +1,8 @@
-// Package direct writes chosen files past the page cache, where the operating
-// system and the file system can do that: what is written once and not soon
-// read again takes no memory, no copying and none of the kernel's work on pages
-// from the rest, and who waits for a sync of one file waits less for the bytes
-// of others.
+// Package direct writes and reads chosen files past the page cache, where the
+// operating system and the file system can do that: what is written once and
+// not soon read again takes no memory, no copying and none of the kernel's work
+// on pages from the rest, and who waits for a sync of one file waits less for
+// the bytes of others.
 //
 // Elsewhere the files are as all others: nothing depends on it but speed.
 package direct
@@ -53,6 +53,30 @@ func (fs *FS) OpenReadWrite(name string, category vfs.DiskWriteCategory, opts ..
 		return f, err
 	}
 	return &blocks{f}, nil
+}
+
+// Open opens the named file of fs to be read from its beginning to its end, past
+// the page cache if that can be: what is read is not expected to be wanted soon
+// again. Reads have to be of whole blocks into a Buffer; at the end of the file
+// there are less bytes than that.
+func Open(fs vfs.FS, name string) (vfs.File, error) {
+	f, err := fs.Open(name, vfs.SequentialReadsOption)
+	if err != nil || setDirect(f, true) != nil {
+		return f, err
+	}
+	return &source{f}, nil
+}
+
+// source is a file that is read in whole blocks.
+type source struct{ vfs.File }
+
+// Read implements vfs.File.
+func (f *source) Read(b []byte) (int, error) {
+	n, err := f.File.Read(b)
+	if isRefusal(err) && setDirect(f.File, false) == nil {
+		return f.File.Read(b)
+	}
+	return n, err
 }
 
 // Buffer returns n zero bytes at an address that direct writes can be made from.

@@ -2,6 +2,8 @@ package direct
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -104,6 +106,37 @@ func TestBlocks(t *testing.T) {
 	check(t, err)
 	if !bytes.Equal(want, got) {
 		t.Fatalf("the %d bytes are not the %d that were written", len(got), len(want))
+	}
+}
+
+// TestOpen shows that all of a file is read, in an ordinary way if the memory
+// does not suit direct reads.
+func TestOpen(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	for _, size := range []int{0, 1, BlockBytes, 5*BlockBytes + 33} {
+		name := filepath.Join(t.TempDir(), "f")
+		want := random(r, size)
+		check(t, os.WriteFile(name, want, 0o666))
+		for _, piece := range [][]byte{Buffer(2 * BlockBytes), Buffer(3 * BlockBytes)[1 : 2*BlockBytes+1]} {
+			f, err := Open(vfs.Default, name)
+			check(t, err)
+			var got []byte
+			for {
+				n, err := f.Read(piece)
+				got = append(got, piece[:n]...)
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				check(t, err)
+			}
+			check(t, f.Close())
+			if !bytes.Equal(want, got) {
+				t.Fatalf("the %d bytes are not the %d that were written", len(got), len(want))
+			}
+		}
+	}
+	if _, err := Open(vfs.Default, filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("a file that is not there: %v", err)
 	}
 }
 
