@@ -414,6 +414,9 @@ func (n *Node) trimLoop() error {
 		select {
 		case <-n.stop:
 			return nil
+		case <-n.cfg.Log.ToPrepare():
+			n.cfg.Log.Prepare()
+			continue
 		case <-n.cfg.Log.ToPurge():
 			if purge == nil {
 				purge = time.After(0)

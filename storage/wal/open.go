@@ -10,6 +10,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 // Exists reports whether dir holds a log.
@@ -48,7 +50,7 @@ func Create(o Options, index, term uint64) (*Log, error) {
 	}
 	mark := position{index, term}
 	hs := &pb.HardState{Term: &term, Vote: new(uint64), Commit: &index}
-	w, n, err := createSegment(&l.o, 1, 1, mark, hs, false)
+	w, n, err := createSegment(&l.o, nil, 1, 1, mark, hs, false)
 	if err != nil {
 		return nil, fmt.Errorf("wal: %w", err)
 	}
@@ -62,6 +64,9 @@ func Create(o Options, index, term uint64) (*Log, error) {
 func newLog(o Options) *Log {
 	if o.FS == nil {
 		o.FS = vfs.Default
+		if !o.NoSync { // writes would wait for the disk
+			o.FS = direct.New(o.FS, writeCategory)
+		}
 	}
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = DefaultSegmentBytes
@@ -72,7 +77,7 @@ func newLog(o Options) *Log {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	l := &Log{o: o, toPurge: make(chan struct{}, 1)}
+	l := &Log{o: o, toPurge: make(chan struct{}, 1), toPrepare: make(chan struct{}, 1)}
 	l.mu.cache.limit = o.CacheBytes
 	return l
 }
@@ -159,7 +164,7 @@ func (l *Log) removeLeftovers(superseded []string) error {
 	names = slices.DeleteFunc(names, func(name string) bool {
 		base, temporary := strings.CutSuffix(name, ".tmp")
 		_, ok := parseSegmentName(base)
-		return !temporary || !ok
+		return name != spareName && (!temporary || !ok)
 	})
 	for _, name := range append(names, superseded...) {
 		if err := l.o.FS.Remove(l.o.FS.PathJoin(l.o.Dir, name)); err != nil {

@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 // replay reads one segment through w, and opens the last one for writing.
@@ -65,28 +67,33 @@ func (l *Log) replay(w *window, name string, last bool) (err error) {
 	if !last {
 		return nil
 	}
-	b, err := w.at(start, int(w.size-start))
+	found, torn, err := w.behind(end, s.salt, l.frame+1)
 	if err != nil {
 		return fmt.Errorf("wal: %w", err)
 	}
-	frame, tail := b[:end-start], b[end-start:]
-	if at := findFrame(tail, s.salt, l.frame+1); at >= 0 {
-		return &DamageError{path, end, fmt.Sprintf("frame %d is not valid, but one written later is, at byte %d", l.frame+1, end+int64(at))}
+	if found >= 0 {
+		return &DamageError{path, end, fmt.Sprintf("frame %d is not valid, but one written later is, at byte %d", l.frame+1, found)}
 	}
+	from := start &^ (direct.BlockBytes - 1)
+	b, err := w.at(from, int(end-from))
+	if err != nil {
+		return fmt.Errorf("wal: %w", err)
+	}
+	b = slices.Clone(b)
 	f, err := l.o.FS.OpenReadWrite(s.path, writeCategory)
 	if err != nil {
 		return fmt.Errorf("wal: %w", err)
 	}
-	l.tail = &writer{segment: s, file: f, offset: end, zeroed: w.size}
-	l.remains = remains{offset: start, rewrite: slices.Clone(frame), torn: len(bytes.TrimRight(tail, "\x00"))}
+	l.tail = &writer{segment: s, file: f, offset: end, zeroed: w.size, last: slices.Clone(b[len(b)&^(direct.BlockBytes-1):])}
+	l.remains = remains{offset: from, rewrite: b, torn: torn}
 	return nil
 }
 
 // remains is what an opened log still has to do to its last segment.
 type remains struct {
-	offset  int64  // of the last frame
-	rewrite []byte // the last frame
-	torn    int    // bytes behind it that are not zeros
+	offset  int64  // of the block in which the last frame begins
+	rewrite []byte // what is there, up to the end of that frame
+	torn    int    // bytes behind it, up to the last that is not zero
 	// superseded are the names of segments that a reset has left.
 	superseded []string
 }
@@ -114,20 +121,44 @@ func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location
 	})
 }
 
-// findFrame looks for a valid frame with a number above the one given, at any
-// place where one can begin. A frame is written only when all before it are on
-// disk, so one that is valid after one that is not means damage, not a crash.
-func findFrame(b []byte, salt, above uint64) int {
-	for i := 0; i+frameHeaderLen <= len(b); i += frameAlign {
-		number := binary.LittleEndian.Uint64(b[i+8:])
-		if number <= above || number-above > uint64(len(b)) {
+// behind looks at what is behind the end of the frames: for a valid frame with a
+// number above the one given, at any place where one can begin, which is -1 if
+// there is none, and for the length up to the last byte that is not zero. A frame
+// is written only when all before it are on disk, so one that is valid after one
+// that is not means damage, not a crash.
+func (w *window) behind(end int64, salt, above uint64) (found int64, length int, err error) {
+	for off := end; off < w.size; {
+		b, err := w.at(off, windowBytes)
+		if err != nil {
+			return 0, 0, err
+		}
+		n := len(bytes.TrimRight(b, "\x00"))
+		if n == 0 {
+			off += int64(len(b))
 			continue
 		}
-		if _, _, err := parseFrame(b[i:], salt, number); err == nil {
-			return i
+		length = int(off-end) + n
+		for i := 0; i < n && i+frameHeaderLen <= len(b); i += frameAlign {
+			number := binary.LittleEndian.Uint64(b[i+8:])
+			if number <= above || number-above > uint64(w.size) {
+				continue
+			}
+			_, _, err := w.frame(off+int64(i), salt, number)
+			if err == nil {
+				return off + int64(i), length, nil
+			}
+			if !errors.Is(err, errBadFrame) {
+				return 0, 0, err
+			}
+			if b, err = w.at(off, windowBytes); err != nil { // the window may have moved
+				return 0, 0, err
+			}
+		}
+		if off += int64(len(b)); off < w.size {
+			off -= frameAlign // where a header can begin that ends in the next piece
 		}
 	}
-	return -1
+	return -1, length, nil
 }
 
 // window is a part of a file in memory, and moves over it. Memory that was never

@@ -14,6 +14,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 const (
@@ -21,9 +23,10 @@ const (
 	formatVersion    = 1
 	segmentHeaderLen = 64
 	flagReset        = 1
-	// extendBytes is how far ahead of the last frame a segment is filled with
-	// zeros, in the same write as a frame. Later frames then overwrite blocks
-	// that the file already has, and their fdatasync needs no metadata.
+	// extendBytes is how far ahead of the last frame a segment that was not
+	// prepared is filled with zeros, in the same write as a frame. Later frames
+	// then overwrite blocks that the file already has, and their fdatasync needs
+	// no metadata.
 	extendBytes = 256 << 10
 	// largeFrame is the size from which a frame pays for the metadata itself:
 	// zeros ahead of frames that soon fill them would be written for nothing.
@@ -134,33 +137,53 @@ func (s *segment) release() error {
 	return err
 }
 
-// writer appends frames to the last segment.
+// writer appends frames to the last segment, in whole blocks: the last one is
+// written again with what follows in it.
 type writer struct {
 	segment *segment
 	file    vfs.File
-	offset  int64 // where the next frame goes
-	zeroed  int64 // the file is zeros from offset to here, if that is further
+	offset  int64  // where the next frame goes
+	zeroed  int64  // the file is zeros from offset to here, if that is further
+	last    []byte // what the block at offset holds before it
+	buf     []byte // what is written, from a multiple of direct.BlockBytes on
 }
 
+// hasRoom reports whether n bytes more need no metadata.
+func (w *writer) hasRoom(n int) bool { return w.offset+int64(n) <= w.zeroed }
+
 func (w *writer) write(frame []byte) error {
+	from := w.offset - int64(len(w.last))
 	end := w.offset + int64(len(frame))
-	n := len(frame)
-	if end > w.zeroed && n < largeFrame {
-		frame = append(frame, make([]byte, extendBytes)...)
-		w.zeroed = end + extendBytes
+	to := direct.RoundUp(end)
+	if end > w.zeroed && len(frame) < largeFrame {
+		to += extendBytes
 	}
-	if _, err := w.file.WriteAt(frame, w.offset); err != nil {
+	b := w.scratch(int(to - from))
+	n := copy(b, w.last)
+	n += copy(b[n:], frame)
+	clear(b[n:])
+	w.last = append(w.last[:0], b[n&^(direct.BlockBytes-1):n]...)
+	if _, err := w.file.WriteAt(b, from); err != nil {
 		return fmt.Errorf("write %s: %w", w.segment.path, err)
 	}
-	w.offset += int64(n)
-	w.segment.size.Store(w.offset)
+	w.offset, w.zeroed = end, max(w.zeroed, to)
+	w.segment.size.Store(end)
 	return nil
 }
 
+// scratch returns n bytes to be written from.
+func (w *writer) scratch(n int) []byte {
+	const usual = 1 << 20
+	if cap(w.buf) < n || cap(w.buf) > usual && n <= usual { // a rare giant must not stay
+		w.buf = direct.Buffer(max(n, 64<<10))
+	}
+	return w.buf[:n]
+}
+
 // createSegment makes a segment that holds a first frame with its mark and the
-// hard state; with reset, one that supersedes all before. It returns the length
-// of that frame.
-func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *pb.HardState, reset bool) (*writer, int, error) {
+// hard state; with reset, one that supersedes all before. It is made of the
+// prepared file, if there is one. It returns the length of that frame.
+func createSegment(o *Options, prepared *spare, sequence, firstFrame uint64, mark position, hs *pb.HardState, reset bool) (*writer, int, error) {
 	var salt [8]byte
 	if _, err := rand.Read(salt[:]); err != nil {
 		return nil, 0, err
@@ -180,20 +203,22 @@ func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *p
 	}
 	b = sealFrame(b, s.salt, firstFrame)
 
+	w := &writer{segment: s}
 	temp := s.path + ".tmp"
-	f, err := o.FS.Create(temp, writeCategory)
-	if err != nil {
+	if prepared != nil {
+		temp, w.zeroed = prepared.path, prepared.size
+	} else if err := o.FS.Remove(temp); err != nil && !isNotExist(err) { // what a crash has left
 		return nil, 0, err
 	}
-	w := &writer{segment: s, file: f, offset: segmentHeaderLen}
+	var err error
+	if w.file, err = o.FS.OpenReadWrite(temp, writeCategory); err != nil {
+		return nil, 0, err
+	}
 	err = func() error {
-		if _, err := f.WriteAt(encodeHeader(o, s), 0); err != nil {
+		if err := w.write(append(encodeHeader(o, s), b...)); err != nil {
 			return err
 		}
-		if err := w.write(b); err != nil {
-			return err
-		}
-		if err := f.Sync(); err != nil {
+		if err := w.file.Sync(); err != nil {
 			return err
 		}
 		if err := o.FS.Rename(temp, s.path); err != nil {
@@ -202,7 +227,7 @@ func createSegment(o *Options, sequence, firstFrame uint64, mark position, hs *p
 		return syncDir(o.FS, o.Dir)
 	}()
 	if err != nil {
-		return nil, 0, errors.Join(fmt.Errorf("create %s: %w", s.path, err), f.Close())
+		return nil, 0, errors.Join(fmt.Errorf("create %s: %w", s.path, err), w.file.Close())
 	}
 	return w, len(b), nil
 }

@@ -26,6 +26,8 @@ import (
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 // Defaults of Options.
@@ -92,8 +94,8 @@ type Options struct {
 
 // Log is an open raft log. It implements raft.Storage, except that InitialState
 // reports the configuration that SetConfState was given. Append, Reset,
-// Compact and Close are called by one goroutine at a time; the reading methods
-// by any.
+// Compact and Close are called by one goroutine at a time, Purge and Prepare by
+// one, which may be another, and ends before Close; the reading methods by any.
 type Log struct {
 	o Options
 
@@ -118,8 +120,9 @@ type Log struct {
 		cache   entryCache
 		size    int64      // bytes of frames in segments
 		dropped []*segment // whose files Purge has to remove, oldest first
+		spare   *spare     // nil until there is a piece of it
 	}
-	toPurge chan struct{} // capacity 1; see ToPurge
+	toPurge, toPrepare chan struct{} // capacity 1; see the methods
 }
 
 type position struct{ index, term uint64 }
@@ -326,11 +329,6 @@ func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
 	if err := l.settle(); err != nil {
 		return err
 	}
-	if l.tail.offset >= l.o.SegmentBytes {
-		if err := l.rotate(); err != nil {
-			return err
-		}
-	}
 	b := l.buf[:0]
 	if cap(b) > 4<<20 {
 		b = nil // a rare giant must not stay
@@ -345,6 +343,11 @@ func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
 	l.buf = b
 	if len(b)-frameHeaderLen > math.MaxInt32 {
 		return fmt.Errorf("%d bytes do not fit in a frame", len(b))
+	}
+	if l.tail.offset >= l.o.SegmentBytes || !l.tail.hasRoom(len(b)+frameAlign) && l.spareReady() {
+		if err := l.rotate(); err != nil {
+			return err
+		}
 	}
 	at, n, err := l.write(b)
 	if err != nil {
@@ -362,6 +365,9 @@ func (l *Log) append(hs *pb.HardState, entries []*pb.Entry) error {
 			return err
 		}
 		l.mu.cache.add(e)
+	}
+	if l.wantsSpareLocked() {
+		notify(l.toPrepare)
 	}
 	return nil
 }
@@ -391,7 +397,9 @@ func (l *Log) settle() error {
 		l.o.Logger.Warn("wal: cutting the tail that a crash has torn",
 			zap.String("path", l.tail.segment.path), zap.Int64("offset", l.tail.offset), zap.Int("bytes", r.torn))
 	}
-	if _, err := l.tail.file.WriteAt(append(r.rewrite, make([]byte, r.torn)...), r.offset); err != nil {
+	b := direct.Buffer(int(direct.RoundUp(int64(len(r.rewrite) + r.torn))))
+	copy(b, r.rewrite)
+	if _, err := l.tail.file.WriteAt(b, r.offset); err != nil {
 		return err
 	}
 	if err := l.tail.file.Sync(); err != nil {
@@ -472,7 +480,7 @@ func (l *Log) rotate() error {
 	sequence := l.tail.segment.sequence + 1
 	l.mu.Unlock()
 
-	w, n, err := createSegment(&l.o, sequence, l.frame+1, mark, hs, false)
+	w, n, err := createSegment(&l.o, l.takeSpare(), sequence, l.frame+1, mark, hs, false)
 	if err != nil {
 		return err
 	}
@@ -507,7 +515,7 @@ func (l *Log) reset(hs *pb.HardState, mark position) error {
 		return err
 	}
 	hs = &pb.HardState{Term: hs.Term, Vote: hs.Vote, Commit: &mark.index}
-	w, n, err := createSegment(&l.o, l.tail.segment.sequence+1, l.frame+1, mark, hs, true)
+	w, n, err := createSegment(&l.o, nil, l.tail.segment.sequence+1, l.frame+1, mark, hs, true)
 	if err != nil {
 		return err
 	}
@@ -524,7 +532,7 @@ func (l *Log) reset(hs *pb.HardState, mark position) error {
 	l.mu.entries, l.mu.terms = nil, nil
 	l.mu.cache.truncate(0)
 	l.mu.Unlock()
-	l.noteDropped()
+	notify(l.toPurge)
 	return tail.file.Close()
 }
 
@@ -547,14 +555,14 @@ func (l *Log) Compact(index uint64) error {
 		l.mu.segments = l.mu.segments[1:]
 	}
 	if len(l.mu.dropped) > 0 {
-		l.noteDropped()
+		notify(l.toPurge)
 	}
 	return nil
 }
 
-func (l *Log) noteDropped() {
+func notify(c chan<- struct{}) {
 	select {
-	case l.toPurge <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -620,6 +628,7 @@ func (l *Log) Close() error {
 	errs := []error{l.tail.file.Close()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	errs = append(errs, l.closeSpare())
 	for _, s := range slices.Concat(l.mu.dropped, l.mu.segments) {
 		errs = append(errs, s.release())
 	}

@@ -570,6 +570,9 @@ func TestCrashKeepsWhatWasAcknowledged(t *testing.T) {
 					acknowledged += uint64(len(es))
 					atCrash = acknowledged
 				}
+				if r.IntN(3) > 0 {
+					l.Prepare()
+				}
 			}
 			must(t, l.Close())
 			fs, acknowledged = crashed, atCrash
