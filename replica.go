@@ -15,6 +15,7 @@ import (
 	"github.com/coteriedb/coterie/consensus"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/peer"
+	"github.com/coteriedb/coterie/storage/direct"
 	"github.com/coteriedb/coterie/storage/engine"
 )
 
@@ -172,7 +173,7 @@ func (r *replica) retire(g *generation) {
 	g.ended()
 	g.Close()
 	g.files.Lock() // for ever
-	if err := errors.Join(g.engine.Close(), os.RemoveAll(filepath.Join(r.data.dir, g.dir))); err != nil {
+	if err := errors.Join(g.engine.Close(), direct.RemoveAll(filepath.Join(r.data.dir, g.dir))); err != nil {
 		r.log.Warn("the state before a snapshot was not removed; the next start will", zap.String("dir", g.dir), zap.Error(err))
 	}
 }
@@ -219,7 +220,7 @@ func (s snapshots) Take(ctx context.Context) (*peer.Snapshot, error) {
 		return nil, fmt.Errorf("make a snapshot: %w", err)
 	}
 	release := func() {
-		if err := os.RemoveAll(parent); err != nil {
+		if err := direct.RemoveAll(parent); err != nil {
 			s.n.log.Warn("a sent snapshot was not removed", zap.String("dir", parent), zap.Error(err))
 		}
 	}
@@ -284,14 +285,14 @@ func (s snapshots) Received(ctx context.Context, m *pb.Message, dir string) erro
 	if err == nil && !taken {
 		s.n.log.Info("a snapshot came too late to be of use", zap.Uint64("index", m.GetSnapshot().GetMetadata().GetIndex()))
 		// What has the name of a complete one must be whole, also when a crash cuts the removal short.
-		return errors.Join(os.Rename(complete, dir), os.RemoveAll(dir))
+		return errors.Join(os.Rename(complete, dir), direct.RemoveAll(dir))
 	}
 	return err // after an error it may still be installed; the next start removes it if not
 }
 
 // Aborted implements peer.Snapshots.
 func (s snapshots) Aborted(dir string) {
-	if err := os.RemoveAll(dir); err != nil {
+	if err := direct.RemoveAll(dir); err != nil {
 		s.n.log.Warn("an unfinished snapshot was not removed; the next start will", zap.String("dir", dir), zap.Error(err))
 	}
 }

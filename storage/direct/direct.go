@@ -1,8 +1,9 @@
-// Package direct writes and reads chosen files past the page cache, where the
-// operating system and the file system can do that: what is written once and
-// not soon read again takes no memory, no copying and none of the kernel's work
-// on pages from the rest, and who waits for a sync of one file waits less for
-// the bytes of others.
+// Package direct keeps large files out of others' way, where the operating
+// system and the file system can do that: it writes and reads them past the page
+// cache, and gives their space back by pieces. What is written once and not soon
+// read again then takes no memory, no copying and none of the kernel's work on
+// pages from the rest, and who waits for a sync of one file waits less for the
+// bytes of others.
 //
 // Elsewhere the files are as all others: nothing depends on it but speed.
 package direct

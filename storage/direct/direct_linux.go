@@ -26,3 +26,16 @@ func setDirect(f vfs.File, on bool) error {
 
 // isRefusal reports whether a direct write has failed because it was one.
 func isRefusal(err error) bool { return errors.Is(err, unix.EINVAL) }
+
+// links returns how many names a file has.
+func links(f vfs.File) (uint64, error) {
+	fd := f.Fd()
+	if fd == vfs.InvalidFd {
+		return 0, errors.ErrUnsupported
+	}
+	var s unix.Stat_t
+	err := unix.Fstat(int(fd), &s)
+	return uint64(s.Nlink), err
+}
+
+func truncate(f vfs.File, size int64) error { return unix.Ftruncate(int(f.Fd()), size) }

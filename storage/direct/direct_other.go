@@ -11,3 +11,7 @@ import (
 func setDirect(vfs.File, bool) error { return errors.ErrUnsupported }
 
 func isRefusal(error) bool { return false }
+
+func links(vfs.File) (uint64, error) { return 0, errors.ErrUnsupported }
+
+func truncate(vfs.File, int64) error { return errors.ErrUnsupported }

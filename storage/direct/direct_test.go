@@ -242,3 +242,51 @@ func TestBuffer(t *testing.T) {
 	equal(t, RoundUp(1), BlockBytes)
 	equal(t, RoundUp(BlockBytes), BlockBytes)
 }
+
+// TestRemove shows that files go whatever their size, and that one with another
+// name is whole under that.
+func TestRemove(t *testing.T) {
+	dir := t.TempDir()
+	r := rand.New(rand.NewPCG(4, 4))
+	for _, size := range []int{0, 1, removePiece, removePiece + 1, 3*removePiece + 5} {
+		name := filepath.Join(dir, "f")
+		want := random(r, size)
+		check(t, os.WriteFile(name, want, 0o666))
+		check(t, os.Link(name, name+".other"))
+		var asked int
+		hurry := func() bool { asked++; return true }
+		check(t, Remove(vfs.Default, name, hurry))
+		equal(t, asked, 0)
+		got, err := os.ReadFile(name + ".other")
+		check(t, err)
+		if !bytes.Equal(want, got) {
+			t.Fatalf("of %d bytes %d are left under the other name", size, len(got))
+		}
+		check(t, Remove(vfs.Default, name+".other", hurry))
+		if pieces := max(0, (size-1)/removePiece); runtime.GOOS == "linux" && asked != pieces {
+			t.Errorf("%d bytes went with %d pauses, want %d", size, asked, pieces)
+		}
+	}
+	if err := Remove(vfs.Default, filepath.Join(dir, "f"), nil); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("a file that is not there: %v", err)
+	}
+	check(t, os.MkdirAll(filepath.Join(dir, "a", "b"), 0o777))
+	check(t, os.WriteFile(filepath.Join(dir, "a", "f"), random(r, 2*removePiece), 0o666))
+	check(t, os.WriteFile(filepath.Join(dir, "a", "b", "f"), nil, 0o666))
+	check(t, RemoveAll(filepath.Join(dir, "a")))
+	check(t, RemoveAll(filepath.Join(dir, "a")))
+	left, err := os.ReadDir(dir)
+	check(t, err)
+	equal(t, len(left), 0)
+
+	mem := vfs.NewMem()
+	f, err := mem.Create("f", other)
+	check(t, err)
+	_, err = f.Write(make([]byte, 2*removePiece))
+	check(t, err)
+	check(t, f.Close())
+	check(t, Remove(mem, "f", nil))
+	if _, err := mem.Stat("f"); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the file in memory is still there: %v", err)
+	}
+}

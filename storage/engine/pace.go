@@ -1,11 +1,14 @@
 package engine
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 // Flushes and compactions are as fast as the disk if they are let, and then take the processors and the disk from the
@@ -80,7 +83,8 @@ func (p *pace) compacting() int64 {
 	return p.rate.Load()
 }
 
-// pacedFS is a file system on which flushes and compactions keep to their rates.
+// pacedFS is a file system on which flushes and compactions keep to their rates, and what they no longer need goes by
+// pieces.
 type pacedFS struct {
 	vfs.FS
 	pace *pace
@@ -102,6 +106,14 @@ func (fs *pacedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File
 		return &pacedFile{f, &fs.pace.compactions}, nil
 	}
 	return f, nil
+}
+
+// Remove implements vfs.FS. Tables that Pebble removes are read by nobody.
+func (fs *pacedFS) Remove(name string) error {
+	if !strings.HasSuffix(name, ".sst") {
+		return fs.FS.Remove(name)
+	}
+	return direct.Remove(fs.FS, name, func() bool { return fs.pace.compacting() == 0 })
 }
 
 type pacedFile struct {

@@ -106,23 +106,39 @@ func (s *segment) readFrame(offset int64, length int) ([]byte, error) {
 	return payload, nil
 }
 
-// remove deletes the file; readers that hold a pin finish.
-func (s *segment) remove() error {
+// remove deletes the file, whose entries the log has given up. Readers that hold
+// a pin finish; there will be no others. The file first loses the name of a
+// segment, for it is cut to pieces then.
+func (s *segment) remove(dir string) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.mu.pins > 0 && s.mu.file == nil {
-		f, err := s.fs.Open(s.path)
-		if err != nil {
+	s.mu.removed = true
+	if s.mu.pins > 0 {
+		defer s.mu.Unlock()
+		if s.mu.file == nil {
+			f, err := s.fs.Open(s.path)
+			if err != nil {
+				return err
+			}
+			s.mu.file = f
+		}
+		if err := s.fs.Remove(s.path); err != nil {
 			return err
 		}
-		s.mu.file = f
+		return syncDir(s.fs, dir)
 	}
-	s.mu.removed = true
-	if s.mu.pins == 0 && s.mu.file != nil {
+	if s.mu.file != nil {
 		s.mu.file.Close() // read-only: nothing to lose
 		s.mu.file = nil
 	}
-	return s.fs.Remove(s.path)
+	s.mu.Unlock()
+	temp := s.path + ".tmp"
+	if err := s.fs.Rename(s.path, temp); err != nil {
+		return err
+	}
+	if err := syncDir(s.fs, dir); err != nil {
+		return err
+	}
+	return direct.Remove(s.fs, temp, nil)
 }
 
 // release closes the reader's file. No reader may be left.

@@ -583,10 +583,7 @@ func (l *Log) Purge() (done bool, err error) {
 	s := l.mu.dropped[0] // the oldest: what is left is a suffix
 	l.mu.dropped = l.mu.dropped[1:]
 	l.mu.Unlock()
-	if err := s.remove(); err != nil {
-		return false, fmt.Errorf("wal: purge: %w", err)
-	}
-	if err := syncDir(l.o.FS, l.o.Dir); err != nil {
+	if err := s.remove(l.o.Dir); err != nil {
 		return false, fmt.Errorf("wal: purge: %w", err)
 	}
 	return true, nil
