@@ -8,11 +8,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
@@ -24,6 +26,7 @@ import (
 type cluster struct {
 	t     *testing.T
 	limit func(*Config)
+	disk  func(id uint64) vfs.FS // nil: in memory
 
 	mu      sync.Mutex
 	members map[uint64]*clusterMember // Guarded by mu.
@@ -66,7 +69,11 @@ func (c *cluster) found(id uint64, voters []uint64) *clusterMember {
 		j.members = append(j.members, machine.Member{ID: v})
 	}
 	j.keptOf = j.members
-	return c.start(id, vfs.NewMem(), j, 1)
+	fs := vfs.FS(vfs.NewMem())
+	if c.disk != nil {
+		fs = c.disk(id)
+	}
+	return c.start(id, fs, j, 1)
 }
 
 // join makes the data of a member that joins and starts it.
@@ -289,6 +296,47 @@ func TestClusterReplicates(t *testing.T) {
 		}
 	}
 	c.wantEqual()
+}
+
+// A leader whose disk has stopped to answer still heartbeats. It passes leadership
+// on, and is a member like others when the disk answers again.
+func TestLeaderWithAHungDiskPassesLeadershipOn(t *testing.T) {
+	var hung atomic.Uint64 // the member whose disk it is
+	answers := make(chan struct{})
+	c := newCluster(t, nil)
+	answer := sync.OnceFunc(func() { hung.Store(0); close(answers) })
+	t.Cleanup(answer) // before the members are stopped
+	c.disk = func(id uint64) vfs.FS {
+		return errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileSyncData && hung.Load() == id {
+				<-answers
+			}
+			return nil
+		}))
+	}
+	for _, id := range []uint64{1, 2, 3} {
+		c.found(id, []uint64{1, 2, 3})
+	}
+	before := c.leader()
+	if r := propose(before.node, "before"); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	hung.Store(before.id)
+	late := make(chan machine.Result, 1)
+	go func() { late <- propose(before.node, "late") }() // answered when the disk answers
+	eventually(t, "another leader", func() bool { return c.leader() != before })
+	for i := range 5 {
+		if r := propose(c.leader().node, fmt.Sprint("meanwhile ", i)); r.Err != nil {
+			t.Fatalf("a proposal to the next leader: %v", r.Err)
+		}
+	}
+	answer()
+	if r := <-late; r.Err != nil {
+		t.Fatalf("the proposal that waited for the disk: %v", r.Err)
+	}
+	if got := c.wantEqual(); len(got) != 7 {
+		t.Fatalf("7 commands were proposed once, the machines have %v", got)
+	}
 }
 
 // Every proposal is answered with success, and applied once, while leaders are
@@ -661,6 +709,9 @@ func TestLeaderThatIsGoneIsReplacedAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := c.leader()
+	eventually(t, "all follow it", func() bool {
+		return !slices.ContainsFunc(c.all(), func(m *clusterMember) bool { return m.node.Status().Leader != l.id })
+	})
 	l.stop()
 	for _, m := range c.all() {
 		m.node.Gone(l.id)

@@ -52,6 +52,7 @@ type core struct {
 	// unstable counts the entries of this leader that are not yet on its disk.
 	// It appends more when there are none, so that appends grow while the disk works.
 	unstable uint64
+	stuck    uint64            // ticks since there are some, or the disk last finished one
 	ticked   bool              // since the last batch was sent to a leader
 	numbered uint64            // batches sent to the leader of sentIn
 	sentIn   uint64            // the term of the last batch sent to a leader
@@ -84,6 +85,7 @@ func (c *core) tick(now time.Time) {
 	c.raft.Tick()
 	c.ticked = true
 	c.watch()
+	c.yield()
 	c.sendAgain()
 	c.succeed()
 	c.expire(now)

@@ -58,7 +58,29 @@ type apply struct {
 }
 
 // stable notes that an append with n entries is on disk.
-func (c *core) stable(n uint64) { c.unstable -= min(n, c.unstable) }
+func (c *core) stable(n uint64) {
+	c.unstable -= min(n, c.unstable)
+	if n > 0 {
+		c.stuck = 0
+	}
+}
+
+// yield passes leadership on while the disk has not finished an append for an
+// election timeout. Nothing else would end it: a leader heartbeats without its
+// disk, and appends nothing more.
+func (c *core) yield() {
+	if c.state != raft.StateLeader || c.unstable == 0 {
+		c.stuck = 0
+		return
+	}
+	if c.stuck++; c.stuck < c.timeout {
+		return
+	}
+	if c.stuck == c.timeout {
+		c.logger.Warn("consensus: the disk does not finish an append; passing leadership on", zap.Uint64("entries", c.unstable))
+	}
+	c.passOn()
+}
 
 // propose hands on what may be: to raft, if this member leads, else to the leader.
 func (c *core) propose() {

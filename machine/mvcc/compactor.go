@@ -55,6 +55,12 @@ const (
 	compactTurn  = 8   // revisions
 )
 
+// It reads what it deletes, and leaves the disk to others for most of the time.
+const (
+	compactReadBatch = 2 << 20   // bytes
+	compactReadRate  = 128 << 20 // bytes per second
+)
+
 func newCompactor(s *Store, o Options, finished, target int64) *compactor {
 	limit := min(o.CompactionBatchLimit, compactBatch)
 	return &compactor{
@@ -167,15 +173,16 @@ func (c *compactor) pass(from, to int64) (deleted int64, err error) {
 		if next == nil {
 			return deleted, nil
 		}
-		if !c.pause() {
+		if !c.pause(p.read) {
 			return deleted, errStopped
 		}
 	}
 }
 
-// pause sleeps between batches. It reports false if the compactor is to stop.
-func (c *compactor) pause() bool {
-	t := time.NewTimer(c.sleep)
+// pause sleeps after a batch that has read so many bytes. It reports false if
+// the compactor is to stop.
+func (c *compactor) pause(read int) bool {
+	t := time.NewTimer(max(c.sleep, time.Duration(read)*time.Second/compactReadRate))
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -192,6 +199,7 @@ type passStep struct {
 	to      int64
 	deleted int64
 	freed   int64
+	read    int    // bytes of records
 	key     []byte // scratch
 	rec     record // the record that was decoded last
 	size    int    // its length
@@ -212,7 +220,7 @@ func (p *passStep) run(next, end []byte) (cont []byte, err error) {
 	defer func() { err = errors.Join(err, hist.Close()) }()
 	n := 0
 	for ok := revs.First(); ok; ok = revs.Next() {
-		if n++; n > p.c.limit {
+		if n++; n > p.c.limit || p.read > compactReadBatch {
 			return bytes.Clone(revs.Key()), nil
 		}
 		if n%compactTurn == 0 {
@@ -276,6 +284,7 @@ func (p *passStep) decode(hist *pebble.Iterator, main int64) (*record, error) {
 		return nil, err
 	}
 	p.size = len(b)
+	p.read += p.size
 	if p.rec, err = decodeRecord(b, main); err != nil {
 		return nil, keyError(string(hist.Key()), main, err)
 	}
