@@ -3,15 +3,21 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 const (
-	// A server has settled when its files have kept their size for settledAfter; at settleTimeout it is taken as it is.
+	// A server has settled when its files have kept their size, and its members have moved no more than restRate bytes a
+	// second to and from the disk, for settledAfter; at settleTimeout it is taken as it is.
 	settledAfter  = 3 * time.Second
-	settleTimeout = time.Minute
+	settleTimeout = 2 * time.Minute
+	restRate      = 1 << 20
 )
 
 // compact discards all that is not current, and returns when the first member has done so.
@@ -47,21 +53,47 @@ func (v *server) defragment(ctx context.Context) error {
 	return nil
 }
 
-// settle waits until the files of all members that run have kept their size for settledAfter, or until settleTimeout is
-// over: some engines never rest.
+// settle waits until the files of all members that run have kept their size and the members have left the disk alone for
+// settledAfter, or until settleTimeout is over: some engines never rest.
 func (v *server) settle(ctx context.Context) error {
-	var size int64
-	since, began := time.Now(), time.Now()
+	var size, moved int64
+	began := time.Now()
+	since, last := began, began
 	return poll(ctx, func() (bool, error) {
-		now, err := v.size(ctx)
-		if err != nil || now != size {
-			size, since = now, time.Now()
+		now, m := time.Now(), v.moved()
+		s, err := v.size(ctx)
+		if err != nil || s != size || float64(m-moved) > restRate*now.Sub(last).Seconds() {
+			size, since = s, now
 		}
-		if time.Since(began) >= settleTimeout {
+		moved, last = m, now
+		if now.Sub(began) >= settleTimeout {
 			return true, err
 		}
-		return time.Since(since) >= settledAfter, nil
+		return now.Sub(since) >= settledAfter, nil
 	}, func(err error) error { return err })
+}
+
+// moved is how many bytes the members that run have read from the disk and written to it, where the system tells.
+func (v *server) moved() (sum int64) {
+	for _, m := range v.members {
+		if m.ended() {
+			continue
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", m.cmd.Process.Pid))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			name, value, _ := strings.Cut(line, ": ")
+			if name != "read_bytes" && name != "write_bytes" {
+				continue
+			}
+			if n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil {
+				sum += n
+			}
+		}
+	}
+	return sum
 }
 
 // size is what the members that run say their files hold, in bytes.
