@@ -11,6 +11,7 @@ type strain struct {
 	mu     sync.Mutex
 	usual  time.Duration // an average of many. Guarded by mu, as all below.
 	recent time.Duration // of a few
+	worst  time.Duration // the highest that recent was since high was called
 	asked  time.Time     // when high was called last
 }
 
@@ -28,15 +29,19 @@ func (s *strain) observe(d time.Duration) {
 		s.usual, s.recent = d, d
 	}
 	s.recent += (d - s.recent) / recentOf
+	s.worst = max(s.worst, s.recent)
 	if time.Since(s.asked) > askedFor {
 		s.usual += (d - s.usual) / usualOf
 	}
 }
 
-// high reports whether syncs take half as long again as usual.
+// high reports whether syncs took half as long again as usual at some time since it was called last: all of them, or one
+// of them several times as long.
 func (s *strain) high() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked = time.Now()
-	return s.recent > s.usual*3/2
+	worst := s.worst
+	s.worst = s.recent
+	return worst > s.usual*3/2
 }

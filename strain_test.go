@@ -28,9 +28,21 @@ func TestStrain(t *testing.T) {
 			}
 		}
 		syncs(100, time.Millisecond)
+		if !s.high() {
+			t.Error("what came and went between two questions was not told")
+		}
 		if s.high() {
 			t.Error("strained by what is over")
 		}
+		for range 10 {
+			syncs(1, 10*time.Millisecond)
+			syncs(100, time.Millisecond)
+			if !s.high() {
+				t.Fatal("not strained by one sync in a hundred that takes ten times as long")
+			}
+		}
+		syncs(100, time.Millisecond)
+		s.high()
 		// Afterwards it does.
 		time.Sleep(2 * askedFor)
 		syncs(3000, 2*time.Millisecond)
