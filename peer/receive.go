@@ -27,6 +27,10 @@ const (
 	// to write them, where they go through the page cache: all at once, at the
 	// end, would hold up the log on the same disk.
 	flushEvery = 1 << 20
+	// syncTogether is how many files are synced one right after another: where a
+	// sync of a new file makes the file system commit its journal, which the log
+	// waits for, the first of them does that for all.
+	syncTogether = 64
 )
 
 var (
@@ -129,12 +133,32 @@ func (t *Transport) readHead(frames *frameReader, from *remote, length int64) (*
 }
 
 // receiveFiles writes all files and makes them and their names durable.
-func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) error {
+func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) (err error) {
+	var open []vfs.File
+	defer func() {
+		for _, f := range open {
+			err = errors.Join(err, f.Close())
+		}
+	}()
 	piece := make([]byte, snapshotPiece)
 	for _, f := range files {
-		if err := receiveFile(r, filepath.Join(dir, f.name), f.size, piece); err != nil {
+		if len(open) == syncTogether {
+			if open, err = syncAll(open); err != nil {
+				return err
+			}
+		}
+		file, err := direct.New(vfs.Default, received).Create(filepath.Join(dir, f.name), received)
+		if err != nil {
+			return err
+		}
+		file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: flushEvery, NoSyncOnClose: true})
+		open = append(open, file)
+		if err := receiveFile(r, file, f.size, piece); err != nil {
 			return fmt.Errorf("receive a snapshot's file %s: %w", f.name, err)
 		}
+	}
+	if open, err = syncAll(open); err != nil {
+		return err
 	}
 	d, err := os.Open(dir)
 	if err != nil {
@@ -143,16 +167,24 @@ func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// syncAll syncs and closes files, and returns those that it has not closed.
+func syncAll(files []vfs.File) ([]vfs.File, error) {
+	for i, f := range files {
+		if err := f.Sync(); err != nil {
+			return files[i:], err
+		}
+		if err := f.Close(); err != nil {
+			return files[i+1:], err
+		}
+	}
+	return nil, nil
+}
+
 var errFileDamaged = errors.New("it was damaged on its way: its checksum does not match")
 
-func receiveFile(r io.Reader, name string, size int64, piece []byte) (err error) {
-	f, err := direct.New(vfs.Default, received).Create(name, received)
-	if err != nil {
-		return err
-	}
-	f = vfs.NewSyncingFile(f, vfs.SyncingFileOptions{BytesPerSync: flushEvery})
-	defer func() { err = errors.Join(err, f.Close()) }()
-	sum := uint32(0)
+// receiveFile writes a file and checks it.
+func receiveFile(r io.Reader, f vfs.File, size int64, piece []byte) error {
+	sum, written := uint32(0), size
 	for size > 0 {
 		b := piece[:min(size, int64(len(piece)))]
 		if _, err := io.ReadFull(r, b); err != nil {
@@ -171,7 +203,8 @@ func receiveFile(r io.Reader, name string, size int64, piece []byte) (err error)
 	if sum != binary.LittleEndian.Uint32(want[:]) {
 		return errFileDamaged
 	}
-	return f.Sync()
+	_, err := f.SyncTo(written) // what is still in memory sets out
+	return err
 }
 
 // whileTelling does work that may take long, and meanwhile tells the sender

@@ -12,6 +12,7 @@ type stream struct {
 	vfs.File
 	buf   *[]byte // of pieceBytes, nil when there is nothing in it
 	n     int     // bytes in buf
+	sent  int64   // bytes that have left it
 	plain bool    // the rest goes the ordinary way
 }
 
@@ -46,6 +47,7 @@ func (f *stream) flush() error {
 		return nil
 	}
 	b := (*f.buf)[:f.n]
+	f.sent += int64(f.n)
 	defer func() {
 		pieces.Put(f.buf)
 		f.buf, f.n = nil, 0
@@ -88,8 +90,13 @@ func (f *stream) SyncData() error {
 }
 
 // SyncTo implements vfs.File. What has left the buffer is on its way to the
-// disk already.
+// disk already; the rest follows if it is asked for.
 func (f *stream) SyncTo(length int64) (fullSync bool, err error) {
+	if f.buf != nil && length > f.sent {
+		if err := f.flush(); err != nil {
+			return false, err
+		}
+	}
 	if !f.plain {
 		return false, nil
 	}

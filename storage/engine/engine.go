@@ -93,6 +93,10 @@ const (
 	maxSublevels     = 32
 	outOfReach       = 1 << 20
 	checksPerTable   = 8 // how often the backlog is looked at while a memtable fills
+	// tableBytes is the size of tables. Each is synced when it is complete, and
+	// where that makes the file system commit its journal, the log waits for it:
+	// with Pebble's 2 and 4 MiB that would be many times a second.
+	tableBytes = 32 << 20
 )
 
 // Open opens or creates the store in o.Dir. It holds a lock on the directory
@@ -152,6 +156,9 @@ func (e *Engine) openDB(readOnly bool) (err error) {
 		opts.WithFSDefaults() // it watches for slow operations, of which the wait for a turn is none
 	}
 	opts.FS = &pacedFS{opts.FS, e.pace}
+	for i := range opts.TargetFileSizes {
+		opts.TargetFileSizes[i] = tableBytes
+	}
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = yieldPolicy{bloom.FilterPolicy(10)}
 	}
