@@ -69,7 +69,7 @@ func (c *core) stable(n uint64) {
 // election timeout. Nothing else would end it: a leader heartbeats without its
 // disk, and appends nothing more.
 func (c *core) yield() {
-	if c.state != raft.StateLeader || c.unstable == 0 {
+	if c.state != raft.StateLeader || c.unstable == 0 || len(c.conf.GetVoters()) <= 1 {
 		c.stuck = 0
 		return
 	}

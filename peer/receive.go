@@ -140,6 +140,7 @@ func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) (err error)
 			err = errors.Join(err, f.Close())
 		}
 	}()
+	fs := direct.New(vfs.Default, received)
 	piece := make([]byte, snapshotPiece)
 	for _, f := range files {
 		if len(open) == syncTogether {
@@ -147,7 +148,7 @@ func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) (err error)
 				return err
 			}
 		}
-		file, err := direct.New(vfs.Default, received).Create(filepath.Join(dir, f.name), received)
+		file, err := fs.Create(filepath.Join(dir, f.name), received)
 		if err != nil {
 			return err
 		}

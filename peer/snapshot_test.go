@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -54,9 +55,13 @@ func TestSnapshot(t *testing.T) {
 	a := start(t, 1, func(c *Config, _ *nodeSetup) { c.SendTook = func(to uint64, d time.Duration) { sent <- to } })
 	b := start(t, 2, func(c *Config, _ *nodeSetup) { c.ReceiveTook = func(from uint64, d time.Duration) { received <- from } })
 	meet(t, a, b)
-	s := makeSnapshot(t, map[string]int{
+	files := map[string]int{
 		"empty": 0, "small": 10, "piece": snapshotPiece, "more": snapshotPiece + 1, "large": flushEvery + 3<<20, "MANIFEST-000001": 100,
-	})
+	}
+	for i := range 2 * syncTogether {
+		files[fmt.Sprintf("many%03d", i)] = i
+	}
+	s := makeSnapshot(t, files)
 	a.snapshots.give = s
 	a.Send([]*raftpb.Message{snapshotMessage(1, 2)})
 	a.await("the snapshot to be sent", func() bool { return slices.Equal(a.sent[2], []bool{true}) })

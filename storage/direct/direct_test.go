@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"testing"
 	"unsafe"
 
@@ -194,9 +195,6 @@ func TestElsewhere(t *testing.T) {
 // TestRefused shows that what a file system refuses to write directly, it is
 // given in the ordinary way: here, because the memory does not suit it.
 func TestRefused(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("direct writes are for Linux")
-	}
 	r := rand.New(rand.NewPCG(2, 2))
 	b := random(r, BlockBytes+1)
 	if uintptr(unsafe.Pointer(&b[0]))%2 == 0 {
@@ -229,6 +227,44 @@ func TestRefused(t *testing.T) {
 		if !bytes.Equal(want, got) {
 			t.Fatalf("%s: the %d bytes are not the %d that were written", name, len(got), len(want))
 		}
+	}
+}
+
+// halfway is a file whose first write takes a half and refuses the rest.
+type halfway struct {
+	vfs.File
+	refused bool
+}
+
+func (f *halfway) Write(b []byte) (int, error) {
+	if f.refused {
+		return f.File.Write(b)
+	}
+	f.refused = true
+	n, err := f.File.Write(b[:len(b)/2])
+	return n, errors.Join(err, syscall.EINVAL)
+}
+
+// TestRefusedHalfway shows that what was taken before a refusal is not written
+// again.
+func TestRefusedHalfway(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 5))
+	name := filepath.Join(t.TempDir(), "f")
+	f, err := New(vfs.Default, chosen).Create(name, chosen)
+	check(t, err)
+	s, direct := f.(*stream)
+	if !direct {
+		return // no direct writes here, and nothing to refuse
+	}
+	s.File = &halfway{File: s.File}
+	want := random(r, 2*pieceBytes+5)
+	_, err = f.Write(want)
+	check(t, err)
+	check(t, f.Close())
+	got, err := os.ReadFile(name)
+	check(t, err)
+	if !bytes.Equal(want, got) {
+		t.Fatalf("the %d bytes are not the %d that were written", len(got), len(want))
 	}
 }
 

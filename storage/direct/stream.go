@@ -53,14 +53,11 @@ func (f *stream) flush() error {
 		f.buf, f.n = nil, 0
 	}()
 	if whole := f.n &^ (BlockBytes - 1); whole > 0 {
-		_, err := f.File.Write(b[:whole])
-		switch {
-		case isRefusal(err): // nothing of it is written
-		case err != nil:
+		n, err := f.File.Write(b[:whole])
+		if err != nil && !isRefusal(err) {
 			return err
-		default:
-			b = b[whole:]
 		}
+		b = b[n:] // a file system may refuse what follows a part that it has taken
 	}
 	if len(b) == 0 {
 		return nil

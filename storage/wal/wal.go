@@ -80,7 +80,8 @@ type Options struct {
 	// FS is the file system; nil is the disk.
 	FS                  vfs.FS
 	ClusterID, MemberID uint64
-	// SegmentBytes is the size at which a new segment is begun.
+	// SegmentBytes is the size at which a new segment is begun, if not earlier
+	// because the next one is prepared and this one would have to grow.
 	SegmentBytes int64
 	// CacheBytes bounds the newest entries that are kept in memory for readers.
 	CacheBytes int
