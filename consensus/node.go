@@ -3,9 +3,10 @@
 // order, and confirms read indexes. It knows nothing of what commands say.
 //
 // The core steps raft and holds the callers, without I/O, goroutines or a
-// clock. Node puts three goroutines around it: one owns the core, one appends
-// to the log, one applies to the machine. While the log writes a batch, the
-// next one grows; while the machine applies a batch, the log writes another.
+// clock. What a member does is done in turns: one feeds the core, one appends to
+// the log, one applies to the machine. While the log writes a batch, the next one
+// grows; while the machine applies a batch, the log writes another. A goroutine
+// takes the turns of each kind, or a simulation takes them all.
 package consensus
 
 import (
@@ -145,9 +146,12 @@ func (s *Status) describe() string {
 // Node is a running member.
 type Node struct {
 	cfg  Config
-	core *core // Owned by run.
+	core *core // Owned by TurnRaft.
 
-	wake      chan struct{} // wakes run
+	storage *storage // of the core
+
+	wake      chan struct{}  // of TurnRaft
+	beats     chan time.Time // capacity 1
 	proposals *mailbox[proposal]
 	reads     *mailbox[read]
 	inbox     *mailbox[input]
@@ -156,15 +160,18 @@ type Node struct {
 	appends   *mailbox[*pb.Message]
 	applies   *mailbox[applyWork]
 
+	writing  // Owned by TurnLog.
+	applying // Owned by TurnApply.
+
 	waiting      atomic.Int64 // proposals
 	waitingBytes atomic.Int64
 	waitingReads atomic.Int64
 	applied      atomic.Uint64
 	changeAt     atomic.Uint64 // the last change of the membership that is to be applied
-	saved        chan struct{} // capacity 1; the log has written a commit index
+	held         atomic.Bool   // applies wait for the log to have a commit index
 	told         atomic.Uint64 // raft knows that entries up to here are applied
-	flushFrom    uint64        // Owned by apply: where the last flush was asked for.
 	cutTo        atomic.Uint64 // entries up to here may leave the log
+	purging      bool          // Owned by who takes turns: there may be files of the log to remove.
 	needed       atomic.Pointer[need]
 	alone        atomic.Bool   // there are no other members, and what was acknowledged before this start is applied
 	failed       atomic.Uint64 // see FailedProposals
@@ -174,8 +181,8 @@ type Node struct {
 	stop     chan struct{}
 	stopOnce sync.Once
 	err      atomic.Pointer[error]
-	group    sync.WaitGroup // run, append, apply, trim
-	done     chan struct{}  // closed when all four have returned
+	group    sync.WaitGroup // of all goroutines
+	done     chan struct{}  // closed when all have returned
 }
 
 // input is something for the core from the other goroutines.
@@ -192,29 +199,32 @@ type appliedChange struct {
 	change *pb.ConfChange
 }
 
-// applyWork is for the apply goroutine: entries, readers waiting for an index,
-// or a snapshot to install.
-type applyWork struct {
-	apply
-	barrier *barrier
-	install *install
-}
-
-// install is a received snapshot that takes the place of the machine's state.
-type install struct {
-	index, term uint64
-	done        chan struct{} // closed when it has
-}
-
-// need is what of the log other members may still ask this leader for: the
-// entries after index, kept up to a size.
-type need struct {
-	index uint64
-	bytes int64
-}
-
 // Start starts a member whose log and machine are open.
 func Start(cfg Config) (*Node, error) {
+	n, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	// Close or fail ends these; Close waits for them.
+	for name, loop := range map[string]func() error{"raft": n.raftLoop, "log": n.logLoop, "apply": n.applyLoop, "trim": n.trimLoop} {
+		n.group.Go(func() {
+			pprof.Do(context.Background(), pprof.Labels("coterie", name), func(context.Context) {
+				if err := loop(); err != nil {
+					n.fail(err)
+				}
+			})
+		})
+	}
+	go func() { // ends with the four
+		n.group.Wait()
+		n.finish()
+	}()
+	return n, nil
+}
+
+// New makes a member that does nothing by itself: a simulation has it take its
+// turns.
+func New(cfg Config) (*Node, error) {
 	applied := cfg.Machine.Applied()
 	if err := prepareLog(&cfg, applied); err != nil {
 		return nil, err
@@ -241,7 +251,9 @@ func Start(cfg Config) (*Node, error) {
 	wake := make(chan struct{}, 1)
 	n := &Node{
 		cfg:         cfg,
+		storage:     log,
 		wake:        wake,
+		beats:       make(chan time.Time, 1),
 		proposals:   newMailbox[proposal](wake),
 		reads:       newMailbox[read](wake),
 		inbox:       newMailbox[input](wake),
@@ -250,7 +262,6 @@ func Start(cfg Config) (*Node, error) {
 		appends:     newMailbox[*pb.Message](make(chan struct{}, 1)),
 		applies:     newMailbox[applyWork](make(chan struct{}, 1)),
 		leaderMoved: make(chan struct{}, 1),
-		saved:       make(chan struct{}, 1),
 		stop:        make(chan struct{}),
 		done:        make(chan struct{}),
 		core: &core{
@@ -282,23 +293,6 @@ func Start(cfg Config) (*Node, error) {
 			rn.Tick()
 		}
 	}
-	run := func() error { return log.guard(n.run) }
-	// Close or fail ends these; Close waits for them.
-	for name, loop := range map[string]func() error{"raft": run, "log": n.appendLoop, "apply": n.applyLoop, "trim": n.trimLoop} {
-		n.group.Go(func() {
-			pprof.Do(context.Background(), pprof.Labels("coterie", name), func(context.Context) {
-				if err := loop(); err != nil {
-					n.fail(err)
-				}
-			})
-		})
-	}
-	go func() { // ends with the four
-		n.group.Wait()
-		n.finish()
-		close(n.done)
-		n.settleMail() // what came between finish and close; later callers settle themselves
-	}()
 	return n, nil
 }
 
@@ -510,18 +504,13 @@ func (n *Node) Close() {
 	}
 }
 
-// finish answers those whose entries were not applied. It runs after the
-// goroutines.
+// finish answers those whose entries were not applied, when nothing works any
+// more.
 func (n *Node) finish() {
-	for _, w := range n.applies.take() {
-		failCallers(w.callers)
-		if w.barrier != nil {
-			for _, r := range w.barrier.readers {
-				r.done(ErrStopped)
-			}
-		}
-	}
+	n.stopApplying()
 	n.settleMail()
+	close(n.done)
+	n.settleMail() // what came between finish and close; later callers settle themselves
 }
 
 func (n *Node) settleMail() {
@@ -530,47 +519,6 @@ func (n *Node) settleMail() {
 	}
 	for _, r := range n.reads.take() {
 		r.done(ErrStopped)
-	}
-}
-
-// run owns the core.
-func (n *Node) run() error {
-	ticker := time.NewTicker(n.cfg.Tick)
-	defer ticker.Stop()
-	defer n.inbound.close() // nobody makes room any more
-	defer func() {
-		for _, f := range n.core.failAll(ErrStopped) {
-			f()
-		}
-	}()
-	for {
-		select {
-		case <-n.stop:
-			return nil
-		case now := <-ticker.C:
-			n.core.tick(now)
-			n.noteNeed()
-			n.applies.put() // wakes who lets readers go, for their time may be over
-		case <-n.wake:
-		}
-		n.input()
-		ps := n.proposals.take()
-		n.core.proposals = append(n.core.proposals, ps...)
-		n.proposals.recycle(ps)
-		rs := n.reads.take()
-		n.core.readers = append(n.core.readers, rs...)
-		n.reads.recycle(rs)
-		n.core.propose()
-		n.core.requestRead(time.Now())
-		for n.core.hasReady() {
-			n.perform(n.core.ready())
-			// An election or a confirmed round may have let more go on.
-			n.core.propose()
-			n.core.requestRead(time.Now())
-		}
-		if !n.alone.Load() && n.core.alone() && n.core.commitIsKnown() {
-			n.alone.Store(n.applied.Load() >= n.core.raft.BasicStatus().GetCommit())
-		}
 	}
 }
 

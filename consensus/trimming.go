@@ -1,0 +1,122 @@
+package consensus
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/tracker"
+)
+
+// need is what of the log other members may still ask this leader for: the
+// entries after index, kept up to a size.
+type need struct {
+	index uint64
+	bytes int64
+}
+
+// purgePause is between two files of the log that are removed: a file system may
+// keep syncs waiting for as long as it gives back the space of one.
+const purgePause = 100 * time.Millisecond
+
+// trimLoop follows what is durable in the machine and lets the log be cut
+// below it, but for what slow members may still ask for. It removes the files
+// that are no longer needed, and makes those that soon will be.
+func (n *Node) trimLoop() error {
+	var purge <-chan time.Time // not nil when there may be files to remove
+	for {
+		select {
+		case <-n.stop:
+			return nil
+		case <-n.cfg.Log.ToPrepare():
+			n.cfg.Log.Prepare()
+		case <-n.cfg.Log.ToPurge():
+			if purge == nil {
+				purge = time.After(0)
+			}
+		case <-purge:
+			done, err := n.cfg.Log.Purge()
+			if err != nil {
+				return err
+			}
+			if purge = nil; done {
+				purge = time.After(purgePause)
+			}
+		case <-n.cfg.Machine.Flushed():
+			if err := n.trim(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// trim says how far the log can be cut now.
+func (n *Node) trim() error {
+	durable, err := n.cfg.Machine.DurableIndex()
+	if err != nil {
+		return fmt.Errorf("consensus: %w", err)
+	}
+	if cut := n.cut(durable); cut > n.cutTo.Load() {
+		n.cutTo.Store(cut)
+		n.appends.put() // wakes who owns the log
+	}
+	return nil
+}
+
+// trimTurn is what trimLoop does, without its pauses.
+func (n *Node) trimTurn() error {
+	if drain(n.cfg.Log.ToPrepare()) {
+		n.cfg.Log.Prepare()
+	}
+	if drain(n.cfg.Log.ToPurge()) || n.purging {
+		var err error
+		if n.purging, err = n.cfg.Log.Purge(); err != nil {
+			return err
+		}
+	}
+	if drain(n.cfg.Machine.Flushed()) {
+		return n.trim()
+	}
+	return nil
+}
+
+func drain(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// cut returns the index up to which the log can go when the machine is durable
+// up to another: so many entries stay for members that lag a little, more if a
+// member of this leader's needs them, but never more than a number of bytes.
+func (n *Node) cut(durable uint64) uint64 {
+	need := n.needed.Load()
+	cut := need.index
+	if durable > n.cfg.KeepEntries {
+		cut = min(cut, durable-n.cfg.KeepEntries)
+	} else {
+		cut = 0
+	}
+	return min(durable, max(cut, n.cfg.Log.Within(max(n.cfg.KeepBytes, need.bytes))))
+}
+
+// noteNeed looks at how far this leader's members are.
+func (n *Node) noteNeed() {
+	d := &need{index: math.MaxUint64}
+	if n.core.state == raft.StateLeader {
+		n.core.raft.WithProgress(func(_ uint64, _ raft.ProgressType, p tracker.Progress) {
+			at := p.Match
+			if p.State == tracker.StateSnapshot {
+				at, d.bytes = max(at, p.PendingSnapshot), maxKeptForSnapshot
+			}
+			d.index = min(d.index, at)
+		})
+	}
+	if *d != *n.needed.Load() {
+		n.needed.Store(d)
+	}
+}

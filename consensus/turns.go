@@ -1,0 +1,173 @@
+package consensus
+
+import (
+	"fmt"
+	"time"
+)
+
+// Turn is one of the things that a member does again and again. Each is done by
+// one goroutine at a time, and different ones go on side by side.
+type Turn int
+
+// The turns.
+const (
+	TurnRaft  Turn = iota // feeds the core, and hands on what it wants
+	TurnLog               // appends to the log
+	TurnApply             // applies to the machine
+	TurnTrim              // cuts the log, removes its files and makes new ones
+	Turns                 // how many there are
+)
+
+// raftLoop owns the core.
+func (n *Node) raftLoop() error {
+	ticker := time.NewTicker(n.cfg.Tick)
+	defer ticker.Stop()
+	defer n.stopRaft()
+	for {
+		select {
+		case <-n.stop:
+			return nil
+		case at := <-ticker.C:
+			n.tick(at)
+		case <-n.wake:
+		}
+		if err := n.turn(TurnRaft); err != nil {
+			return err
+		}
+	}
+}
+
+func (n *Node) logLoop() error { return n.loop(n.appends.wake, TurnLog) }
+
+func (n *Node) applyLoop() error {
+	defer n.stopApplying() // the log may hang, and finish wait for it
+	return n.loop(n.applies.wake, TurnApply)
+}
+
+// loop takes a turn each time that it is woken.
+func (n *Node) loop(wake <-chan struct{}, t Turn) error {
+	for {
+		select {
+		case <-n.stop:
+			return nil
+		case <-wake:
+		}
+		if err := n.turn(t); err != nil {
+			return err
+		}
+	}
+}
+
+func (n *Node) turn(t Turn) error {
+	switch t {
+	case TurnRaft:
+		return n.storage.guard(n.raftTurn)
+	case TurnLog:
+		return n.logTurn()
+	case TurnApply:
+		return n.applyTurn()
+	case TurnTrim:
+		return n.trimTurn()
+	}
+	panic(fmt.Sprintf("consensus: there is no turn %d", t))
+}
+
+// tick has the next turn of the core know that a heartbeat interval has passed. If
+// none has been taken since the last one, time has stood still for the core.
+func (n *Node) tick(at time.Time) {
+	select {
+	case n.beats <- at:
+	default:
+	}
+}
+
+// stopRaft answers whom the core still holds.
+func (n *Node) stopRaft() {
+	for _, f := range n.core.failAll(ErrStopped) {
+		f()
+	}
+	n.inbound.close() // nobody makes room any more
+}
+
+// raftTurn feeds the core with all that has come, and hands on what it wants.
+func (n *Node) raftTurn() error {
+	select {
+	case at := <-n.beats:
+		n.core.tick(at)
+		n.noteNeed()
+		n.applies.put() // wakes who lets readers go, for their time may be over
+	default:
+	}
+	n.input()
+	ps := n.proposals.take()
+	n.core.proposals = append(n.core.proposals, ps...)
+	n.proposals.recycle(ps)
+	rs := n.reads.take()
+	n.core.readers = append(n.core.readers, rs...)
+	n.reads.recycle(rs)
+	n.core.propose()
+	n.core.requestRead(time.Now())
+	for n.core.hasReady() {
+		n.perform(n.core.ready())
+		// An election or a confirmed round may have let more go on.
+		n.core.propose()
+		n.core.requestRead(time.Now())
+	}
+	if !n.alone.Load() && n.core.alone() && n.core.commitIsKnown() {
+		n.alone.Store(n.applied.Load() >= n.core.raft.BasicStatus().GetCommit())
+	}
+	return nil
+}
+
+// The following is for a simulation, which takes the turns of a member that New
+// has made by itself: one of a kind at a time, different ones side by side if it
+// likes.
+
+// Due reports whether a turn has something to do.
+func (n *Node) Due(t Turn) bool {
+	switch t {
+	case TurnRaft:
+		return len(n.wake) > 0
+	case TurnLog:
+		return len(n.appends.wake) > 0
+	case TurnApply:
+		return len(n.applies.wake) > 0
+	}
+	return n.purging || len(n.cfg.Log.ToPrepare())+len(n.cfg.Log.ToPurge())+len(n.cfg.Machine.Flushed()) > 0
+}
+
+// Take takes a turn. After an error the member has stopped, but for End.
+func (n *Node) Take(t Turn) error {
+	if n.Err() != nil {
+		return n.Err()
+	}
+	switch t {
+	case TurnRaft:
+		drain(n.wake)
+	case TurnLog:
+		drain(n.appends.wake)
+	case TurnApply:
+		drain(n.applies.wake)
+	}
+	err := n.turn(t)
+	if err != nil {
+		n.fail(err)
+	}
+	return err
+}
+
+// Tick says that a heartbeat interval has passed.
+func (n *Node) Tick(at time.Time) {
+	n.tick(at)
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// End closes a member that takes no turns by itself.
+func (n *Node) End() {
+	n.stopOnce.Do(func() { close(n.stop) })
+	n.stopRaft()
+	n.finish()
+}
