@@ -94,7 +94,7 @@ func (l *fanoutLoad) Prepare(ctx context.Context, pool *Pool) error {
 	if streams == 0 {
 		streams = min(pool.Size(), l.opts.Watchers)
 	}
-	l.recorder = newRecorder(1, streams, false)
+	l.recorder = newRecorder(1, streams, false, false)
 	l.from.Store(int64(1) << 62)
 	key := []byte(l.material.Prefix)
 	end := prefixEnd(key)

@@ -45,12 +45,30 @@ type shard struct {
 	service []*hdrhistogram.Histogram // by kind, from when it was sent; nil in a closed loop, where that is the same
 	done    int64                     // requests that have ended, failed ones included
 	last    time.Time                 // the latest end of a request
+	holds   bool                      // what took long is held until sort
+	held    []held
+	aside   int64 // requests that waited while the machine stood still
 }
 
-func newRecorder(kinds, clients int, open bool) *recorder {
+// held is a request that took long.
+type held struct {
+	kind             int
+	at               time.Time // its end
+	latency, service time.Duration
+}
+
+const (
+	// holdFrom is the latency from which a request may have waited while the machine stood still.
+	holdFrom = 2 * time.Millisecond
+	// maxHeld bounds what a shard holds; what comes then counts.
+	maxHeld = 1 << 20
+)
+
+func newRecorder(kinds, clients int, open, holds bool) *recorder {
 	r := &recorder{shards: make([]shard, max(1, min(clients, maxShards)))}
 	for i := range r.shards {
 		s := &r.shards[i]
+		s.holds = holds
 		for range kinds {
 			s.latency = append(s.latency, newHistogram())
 			if open {
@@ -66,11 +84,48 @@ func (r *recorder) succeed(client, kind int, at time.Time, latency, service time
 	s := &r.shards[client%len(r.shards)]
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.holds && latency >= holdFrom && len(s.held) < maxHeld {
+		s.held = append(s.held, held{kind, at, latency, service})
+	} else {
+		s.record(kind, latency, service)
+	}
+	s.end(at)
+}
+
+// record notes how long a request took; the caller holds s.mu.
+func (s *shard) record(kind int, latency, service time.Duration) {
 	recordInto(s.latency[kind], latency)
 	if s.service != nil {
 		recordInto(s.service[kind], service)
 	}
-	s.end(at)
+}
+
+// sort notes how long those took that were held, and sets those aside that waited while the machine stood still.
+func (r *recorder) sort(stoodStill func(from, to time.Time) bool) {
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		for _, h := range s.held {
+			if stoodStill(h.at.Add(-h.latency), h.at) {
+				s.aside++
+			} else {
+				s.record(h.kind, h.latency, h.service)
+			}
+		}
+		s.held = nil
+		s.mu.Unlock()
+	}
+}
+
+// setAside is how many requests sort has set aside.
+func (r *recorder) setAside() (n int64) {
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		n += s.aside
+		s.mu.Unlock()
+	}
+	return n
 }
 
 // fail counts a request that did not.

@@ -22,8 +22,9 @@ type Report struct {
 	Seconds     float64      `json:"seconds"` // from the beginning to the last answer
 	Succeeded   int64        `json:"succeeded"`
 	Failed      int64        `json:"failed"`
-	Unsent      int64        `json:"unsent"`    // due and not sent, because every client was busy
-	Abandoned   int64        `json:"abandoned"` // unanswered when the run was over
+	Unsent      int64        `json:"unsent"`              // due and not sent, because every client was busy
+	Abandoned   int64        `json:"abandoned"`           // unanswered when the run was over
+	SetAside    int64        `json:"set_aside,omitempty"` // of Succeeded, those that waited while the machine stood still: they have no latency
 	PerSecond   float64      `json:"per_second"`
 	Errors      []ErrorCount `json:"errors,omitempty"`
 	Interrupted bool         `json:"interrupted"`
@@ -91,10 +92,11 @@ func newReport(kinds []string, p phase) *Report {
 		Clients:   p.plan.Clients,
 		Rate:      p.plan.Rate,
 		Seconds:   seconds,
-		Succeeded: all.TotalCount(),
+		Succeeded: all.TotalCount() + p.recorder.setAside(),
+		SetAside:  p.recorder.setAside(),
 		Unsent:    p.unsent,
 		Abandoned: p.abandoned,
-		PerSecond: perSecond(all.TotalCount()),
+		PerSecond: perSecond(all.TotalCount() + p.recorder.setAside()),
 		Errors:    p.recorder.errors.counts(),
 		Latency:   newLatency(all),
 	}

@@ -65,7 +65,7 @@ func TestReportTable(t *testing.T) {
 }
 
 func TestLatencyPercentiles(t *testing.T) {
-	r := newRecorder(1, 100, false)
+	r := newRecorder(1, 100, false, false)
 	for i := range 1000 { // 1 ms, 2 ms, ... 1 s, spread over the shards
 		r.succeed(i, 0, time.Now(), time.Duration(i+1)*time.Millisecond, 0)
 	}
@@ -87,7 +87,7 @@ func TestLatencyPercentiles(t *testing.T) {
 }
 
 func TestLatencyOutsideTheHistogramIsClamped(t *testing.T) {
-	r := newRecorder(1, 1, false)
+	r := newRecorder(1, 1, false, false)
 	r.succeed(0, 0, time.Now(), -time.Second, 0)
 	r.succeed(0, 0, time.Now(), 1000*time.Hour, 0)
 	h := r.merged(0)
@@ -134,5 +134,29 @@ func TestProcessTable(t *testing.T) {
 	later.cpu += 2 * time.Second
 	if u := usages([]processSample{got}, []processSample{later}, 1000); u[0].CPUSeconds != 2 || u[0].CPUPerRequestUS != 2000 {
 		t.Errorf("%+v", u)
+	}
+}
+
+func TestRequestsThatWaitedForTheMachineAreSetAside(t *testing.T) {
+	r := newRecorder(1, 1, true, true)
+	begin := time.Now()
+	for i := range 100 {
+		took := time.Millisecond
+		if i%10 == 0 {
+			took = 40 * time.Millisecond
+		}
+		r.succeed(0, 0, begin.Add(time.Duration(i)*time.Second), took, took)
+	}
+	r.sort(func(from, to time.Time) bool {
+		if to.Sub(from) != 40*time.Millisecond {
+			t.Errorf("asked for a request that took %v", to.Sub(from))
+		}
+		return to.After(begin.Add(45 * time.Second))
+	})
+	if h := r.merged(0); h.TotalCount() != 95 || r.setAside() != 5 || h.ValueAtPercentile(94) > int64(2*time.Millisecond) || h.Max() < int64(39*time.Millisecond) {
+		t.Errorf("%d requests with latencies up to %v, %d set aside", h.TotalCount(), time.Duration(h.Max()), r.setAside())
+	}
+	if r.mergedService(0).TotalCount() != 95 {
+		t.Error("service times of other requests than latencies")
 	}
 }

@@ -37,6 +37,11 @@ type Plan struct {
 	Rate     float64       // requests per second in all (open loop); 0: each client waits for its answer (closed loop)
 	Grace    time.Duration // how long requests under way at the end may still take; 0 means 5 s
 
+	// StoodStill, if set, tells whether the machine stood still between two times. Requests that were due before the end of
+	// such a time and answered after its beginning succeed, but their latency says nothing, and is set aside. It is asked
+	// for those that took long, when all have been answered.
+	StoodStill func(from, to time.Time) bool
+
 	ServerPIDs []int          // processes whose CPU and memory belong to the server
 	Progress   func(Progress) // called about ten times a second, never concurrently; may be nil
 }
@@ -215,7 +220,7 @@ type phase struct {
 func (r *run) phase(ctx, life context.Context, stage string, plan Plan) phase {
 	p := phase{
 		plan:     plan,
-		recorder: newRecorder(len(r.load.Kinds()), plan.Clients, plan.Rate > 0),
+		recorder: newRecorder(len(r.load.Kinds()), plan.Clients, plan.Rate > 0, plan.StoodStill != nil),
 		start:    time.Now(),
 	}
 	deadline := p.start.Add(plan.Duration)
@@ -252,6 +257,9 @@ func (r *run) phase(ctx, life context.Context, stage string, plan Plan) phase {
 	r.await(ctx, back, deadline)
 	stopReport()
 
+	if plan.StoodStill != nil {
+		p.recorder.sort(plan.StoodStill)
+	}
 	done, last := p.recorder.ended()
 	p.end = last
 	if done == 0 {

@@ -223,13 +223,14 @@ func (r *caughtUp) markdown() string {
 	fmt.Fprintf(&b, "\nIn each of %d rounds, one of three members of Coterie missed %.1f GB, written in %.0f s, and had them %.1f s after its start. "+
 		"In each state %g puts/s were due at the leader. All numbers are medians of the rounds; the last column compares the p99 with that of the same round with all members up.\n\n",
 		len(r.Rounds), float64(r.Bytes)/1e9, median(fill), median(back), r.Rate)
-	b.WriteString("| state | puts | p50 | p99 | p99.9 | longest | p99 ÷ all up |\n|---|--:|--:|--:|--:|--:|--:|\n")
+	b.WriteString("| state | puts | set aside | p50 | p99 | p99.9 | longest | p99 ÷ all up |\n|---|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, state := range []string{allUp, oneDown, catching} {
 		m := func(of func(bench.Latency) float64) string {
 			return millis(r.median(state, func(r *bench.Report) float64 { return of(r.Latency) }))
 		}
-		fmt.Fprintf(&b, "| %s | %.0f | %s | %s | %s | %s | **%.2f** |\n", state,
+		fmt.Fprintf(&b, "| %s | %.0f | %.0f | %s | %s | %s | %s | **%.2f** |\n", state,
 			r.median(state, func(r *bench.Report) float64 { return float64(r.Succeeded) }),
+			r.median(state, func(r *bench.Report) float64 { return float64(r.SetAside) }),
 			m(func(l bench.Latency) float64 { return l.P50US }), m(p99OfLatency),
 			m(func(l bench.Latency) float64 { return l.P999US }), m(func(l bench.Latency) float64 { return l.MaxUS }),
 			r.times(state, func(r *bench.Report) float64 { return p99OfLatency(r.Latency) }))

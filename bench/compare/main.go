@@ -28,6 +28,12 @@ func main() {
 	ctx, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// After the first signal the default is back: a second one ends the process.
 	context.AfterFunc(ctx, restore)
+	if len(os.Args) == 2 && os.Args[1] == watchMachineFlag {
+		if err := lookOut(os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)
@@ -50,6 +56,8 @@ type settings struct {
 	gigabytes        float64
 	rate             float64
 	profile          string
+
+	stills *stills // when the machine stood still
 }
 
 // maxGigabytes bounds what a catch-up writes: it is still to fit beside two copies of itself.
@@ -108,6 +116,9 @@ func run(ctx context.Context, args []string, out, progressTo io.Writer) error {
 	}
 	defer os.RemoveAll(work)
 
+	watching, enough := context.WithCancel(ctx)
+	defer enough()
+	s.stills = watchMachine(watching)
 	c := comparison{settings: s, work: work, progress: newProgress(progressTo)}
 	if c.sides, err = buildSides(ctx, s, work, c.progress); err != nil {
 		return err

@@ -31,7 +31,7 @@ func ratePart() part {
 					return err
 				}
 				r, err := m.load(ctx, servers[side], row, side, load, 100, bench.Plan{
-					Clients: 1000, Rate: rate, Duration: 2 * m.settings.duration, WarmUp: m.settings.warmUp,
+					Clients: 1000, Rate: rate, Duration: 2 * m.settings.duration, WarmUp: m.settings.warmUp, StoodStill: m.settings.stills.told,
 				})
 				if err != nil {
 					return err

@@ -113,7 +113,7 @@ func (v *server) steadyPuts(ctx context.Context, s settings, until func(context.
 		return nil, err
 	}
 	defer pool.Close()
-	plan := bench.Plan{Clients: steadyClients, Rate: s.rate, Duration: s.duration, WarmUp: s.warmUp}
+	plan := bench.Plan{Clients: steadyClients, Rate: s.rate, Duration: s.duration, WarmUp: s.warmUp, StoodStill: s.stills.told}
 	if until == nil {
 		return bench.Run(ctx, pool, load, plan)
 	}
