@@ -19,8 +19,11 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/goleak"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/coteriedb/coterie/consensus"
 	"github.com/coteriedb/coterie/guard"
+	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
 )
@@ -222,13 +225,20 @@ func lagConfigs(t testing.TB, size int) []Config {
 func awaitCut(t testing.TB, n *Node, above uint64) {
 	t.Helper()
 	eventually(t, func() string {
-		first, err := n.data.log.FirstIndex()
+		first, err := n.data.Log.FirstIndex()
 		must(t, err)
 		if first <= above {
 			return fmt.Sprintf("the log still begins with entry %d", first)
 		}
 		return ""
 	})
+}
+
+// engineOf returns the directory of the engine that a member uses.
+func engineOf(n *Node) string {
+	g := n.replica.Acquire()
+	defer g.Release()
+	return g.Dir
 }
 
 func TestSnapshotReplacesTheStateOfALaggingMember(t *testing.T) {
@@ -251,7 +261,7 @@ func TestSnapshotReplacesTheStateOfALaggingMember(t *testing.T) {
 		awaitCut(t, l, behind+5)
 		nodes[i] = openNode(t, configs[i])
 		wantSame(t, nodes)
-		if nodes[i].data.id.Engine == engineDir && nodes[i].replica.current.Load().dir == engineDir {
+		if engineOf(nodes[i]) == replica.EngineDir {
 			t.Fatal("it caught up without a snapshot")
 		}
 		// The new machine serves in full: reads, watches, leases, writes.
@@ -273,7 +283,7 @@ func TestSnapshotReplacesTheStateOfALaggingMember(t *testing.T) {
 	for i := range nodes { // and the installed state is what a restart finds
 		must(t, nodes[i].Close())
 		nodes[i] = openNode(t, configs[i])
-		left, err := filepath.Glob(filepath.Join(configs[i].DataDir, engineDir+"*"))
+		left, err := filepath.Glob(filepath.Join(configs[i].DataDir, replica.EngineDir+"*"))
 		must(t, err)
 		if len(left) != 1 {
 			t.Errorf("engines left behind: %v", left)
@@ -299,11 +309,11 @@ func TestCrashWhileASnapshotIsInstalled(t *testing.T) {
 		snapshot, err := (snapshots{l}).Take(ctx)
 		must(t, err)
 		index := snapshot.Metadata.GetIndex()
-		dir := filepath.Join(configs[i].DataDir, (&dataDir{}).snapshotDir(index))
+		dir := filepath.Join(configs[i].DataDir, replica.SnapshotDir(index))
 		must(t, os.Rename(snapshot.Dir, dir))
 		snapshot.Release()
 		if committed {
-			log, err := wal.Open(wal.Options{Dir: filepath.Join(configs[i].DataDir, walDir), ClusterID: lagging.data.clusterID, MemberID: lagging.data.memberID})
+			log, err := wal.Open(wal.Options{Dir: filepath.Join(configs[i].DataDir, replica.LogDir), ClusterID: lagging.data.ClusterID, MemberID: lagging.data.MemberID})
 			must(t, err)
 			hs := &pb.HardState{Term: new(snapshot.Metadata.GetTerm()), Commit: &index}
 			must(t, errors.Join(log.Reset(hs, index, snapshot.Metadata.GetTerm()), log.Close()))
@@ -311,8 +321,8 @@ func TestCrashWhileASnapshotIsInstalled(t *testing.T) {
 		_, err = l.Client().Put(ctx, "after", "v")
 		must(t, err)
 		nodes[i] = openNode(t, configs[i])
-		if installed := nodes[i].data.id.Engine != engineDir; installed != committed {
-			t.Errorf("committed %v: opened the engine %s", committed, nodes[i].data.id.Engine)
+		if installed := nodes[i].data.EngineName != replica.EngineDir; installed != committed {
+			t.Errorf("committed %v: opened the engine %s", committed, nodes[i].data.EngineName)
 		}
 		wantSame(t, nodes)
 		closeAll(t, nodes)
@@ -343,8 +353,8 @@ func TestMembersJoinAndLeave(t *testing.T) {
 	}
 	n := openNode(t, joining)
 	nodes = append(nodes, n)
-	if n.data.memberID != added.Member.ID || !slices.Contains(n.machine().Members.Learners(), added.Member.ID) {
-		t.Errorf("joined as %x, not as the learner %x", n.data.memberID, added.Member.ID)
+	if n.data.MemberID != added.Member.ID || !slices.Contains(n.machine().Members.Learners(), added.Member.ID) {
+		t.Errorf("joined as %x, not as the learner %x", n.data.MemberID, added.Member.ID)
 	}
 	eventually(t, func() string {
 		if _, err := others(nodes[:3], leaderOf(t, nodes))[0].Client().MemberPromote(ctx, added.Member.ID); err != nil {
@@ -363,7 +373,7 @@ func TestMembersJoinAndLeave(t *testing.T) {
 	// The leader is removed: it hears of that, and the others go on.
 	l := leaderOf(t, nodes)
 	onceHealthy(t, func() (*clientv3.MemberRemoveResponse, error) {
-		return others(nodes, l)[0].Client().MemberRemove(ctx, l.data.memberID)
+		return others(nodes, l)[0].Client().MemberRemove(ctx, l.data.MemberID)
 	})
 	<-l.Done()
 	if !errors.Is(l.Err(), ErrRemoved) {
@@ -425,7 +435,7 @@ func TestForceNewCluster(t *testing.T) {
 	}
 	list, err := n.Client().MemberList(ctx)
 	must(t, err)
-	if len(list.Members) != 1 || list.Members[0].ID != n.data.memberID {
+	if len(list.Members) != 1 || list.Members[0].ID != n.data.MemberID {
 		t.Fatalf("members %v", list.Members)
 	}
 }
@@ -514,10 +524,10 @@ func TestCorruptMemberIsNamed(t *testing.T) {
 	eventually(t, func() string {
 		alarms, err := nodes[0].Client().AlarmList(ctx)
 		must(t, err)
-		if len(alarms.Alarms) == 1 && alarms.Alarms[0].MemberID == bad.data.memberID {
+		if len(alarms.Alarms) == 1 && alarms.Alarms[0].MemberID == bad.data.MemberID {
 			return ""
 		}
-		return fmt.Sprintf("alarms %v, want one of member %x", alarms.Alarms, bad.data.memberID)
+		return fmt.Sprintf("alarms %v, want one of member %x", alarms.Alarms, bad.data.MemberID)
 	})
 	if _, err := nodes[0].Client().Put(ctx, "k", "w"); !errors.Is(err, rpctypes.ErrCorrupt) {
 		t.Errorf("a write to a corrupt cluster: %v", err)
@@ -538,9 +548,9 @@ func TestCorruptMemberIsNamed(t *testing.T) {
 // corrupt changes a value in a member's engine behind its back.
 func corrupt(t *testing.T, cfg Config) {
 	t.Helper()
-	id, err := readIdentity(cfg.DataDir)
+	id, err := replica.ReadIdentity(vfs.Default, cfg.DataDir)
 	must(t, err)
-	eng, err := engine.Open(engine.Options{Dir: filepath.Join(cfg.DataDir, cmp.Or(id.Engine, engineDir)), MustExist: true})
+	eng, err := engine.Open(engine.Options{Dir: filepath.Join(cfg.DataDir, cmp.Or(id.Engine, replica.EngineDir)), MustExist: true})
 	must(t, err)
 	it, err := eng.NewIter([]byte("h"), []byte("i"))
 	must(t, err)

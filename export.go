@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/zap"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/machine/watch"
 	"github.com/coteriedb/coterie/recovery"
+	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/etcdfile"
 	"github.com/coteriedb/coterie/storage/etcdlog"
@@ -44,7 +46,7 @@ func ExportToEtcd(ctx context.Context, cfg ExportConfig) (_ *Restored, err error
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	var f *founding
+	var f *replica.Founding
 	if cfg.Cluster != nil {
 		if f, err = cfg.Cluster.found(); err != nil {
 			return nil, err
@@ -56,71 +58,72 @@ func ExportToEtcd(ctx context.Context, cfg ExportConfig) (_ *Restored, err error
 	}
 	defer func() {
 		m.Close()
-		err = errors.Join(err, d.engine.Close(), d.close())
+		err = errors.Join(err, d.Engine.Close(), d.Close())
 	}()
 	if f == nil {
-		f = &founding{clusterID: d.clusterID, memberID: d.memberID, members: m.Members.List()}
-		if err := f.refuseOthers(); err != nil {
+		f = &replica.Founding{ClusterID: d.ClusterID, MemberID: d.MemberID, Members: m.Members.List()}
+		if err := refuseOthers(f); err != nil {
 			return nil, err
 		}
 	}
 	if err := cfg.write(ctx, m, f); err != nil {
 		return nil, fmt.Errorf("export to %s: %w", cfg.EtcdDir, err)
 	}
-	return &Restored{ClusterID: f.clusterID, MemberID: f.memberID, Members: f.members}, nil
+	return &Restored{ClusterID: f.ClusterID, MemberID: f.MemberID, Members: f.Members}, nil
 }
 
 // openToRead opens the data directory of a member that does not run, and its
 // state, without changing anything. All that the member has acknowledged must be
 // in that state.
-func openToRead(dir, logDir string, logger *zap.Logger) (_ *dataDir, _ *machine.Machine, err error) {
-	if id, err := readIdentity(dir); err != nil {
+func openToRead(dir, logDir string, logger *zap.Logger) (_ *replica.Dir, _ *machine.Machine, err error) {
+	if id, err := replica.ReadIdentity(vfs.Default, dir); err != nil {
 		return nil, nil, err
 	} else if id == nil || !id.Complete {
 		return nil, nil, fmt.Errorf("%s is no data directory of Coterie, or was never started on", dir)
 	}
-	o := storageOptions{logger: logger, wal: wal.Options{Logger: logger}, engine: engine.Options{Logger: logger}}
-	d, err := openDataDir(&Config{DataDir: dir, WALDir: logDir}, o, func() (*founding, error) {
+	d, err := replica.Open(replica.Options{
+		Path: dir, LogPath: logDir, Logger: logger, Log: wal.Options{Logger: logger}, Engine: engine.Options{Logger: logger},
+	}, func() (*replica.Founding, error) {
 		return nil, fmt.Errorf("%s has changed meanwhile", dir)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	m, err := machine.Open(machine.Options{
-		Engine: d.engine,
+		Engine: d.Engine,
 		KV:     mvcc.Options{Logger: logger},
 		Watch:  watch.Options{Logger: logger},
 		Auth:   auth.Options{Logger: logger},
 		Logger: logger,
 	})
 	if err != nil {
-		return nil, nil, errors.Join(engineAdvice(fmt.Errorf("load the state in %s: %w", dir, err)), d.engine.Close(), d.close())
+		return nil, nil, errors.Join(replica.Advise(fmt.Errorf("load the state in %s: %w", dir, err)), d.Engine.Close(), d.Close())
 	}
-	if err := d.refuseUnapplied(m.Applied()); err != nil {
+	if err := refuseUnapplied(d, m.Applied()); err != nil {
 		m.Close()
-		return nil, nil, errors.Join(err, d.engine.Close(), d.close())
+		return nil, nil, errors.Join(err, d.Engine.Close(), d.Close())
 	}
 	return d, m, nil
 }
 
 // refuseUnapplied refuses a log with entries that the state does not have. Which
 // of them are committed is for a start to find out.
-func (d *dataDir) refuseUnapplied(applied uint64) error {
-	if err := consensus.CheckLog(d.log, applied); err != nil {
+func refuseUnapplied(d *replica.Dir, applied uint64) error {
+	if err := consensus.CheckLog(d.Log, applied); err != nil {
 		return err
 	}
-	last, err := d.log.LastIndex()
+	last, err := d.Log.LastIndex()
 	if err != nil {
 		return err
 	}
 	for at := applied + 1; at <= last; {
-		entries, err := d.log.Entries(at, last+1, 1<<20)
+		entries, err := d.Log.Entries(at, last+1, 1<<20)
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
 			if len(e.Data) > 0 { // else a new leader's
-				return fmt.Errorf("%s was not stopped in order: entry %d of its log is not in its state; start it once more and stop it with SIGTERM", d.dir, e.GetIndex())
+				return fmt.Errorf("%s was not stopped in order: entry %d of its log is not in its state; start it once more and stop it with SIGTERM", d.Path, e.GetIndex())
 			}
 		}
 		at += uint64(len(entries))
@@ -128,7 +131,7 @@ func (d *dataDir) refuseUnapplied(applied uint64) error {
 	return nil
 }
 
-func (cfg *ExportConfig) write(ctx context.Context, m *machine.Machine, f *founding) error {
+func (cfg *ExportConfig) write(ctx context.Context, m *machine.Machine, f *replica.Founding) error {
 	c, snapshot, err := m.Contents(ctx)
 	if err != nil {
 		return err
@@ -139,8 +142,8 @@ func (cfg *ExportConfig) write(ctx context.Context, m *machine.Machine, f *found
 	if cfg.OnProgress != nil {
 		c.Revisions = counted(c.Revisions, cfg.OnProgress)
 	}
-	start := etcdlog.Start{ClusterID: f.clusterID, MemberID: f.memberID}
-	for _, member := range f.members {
+	start := etcdlog.Start{ClusterID: f.ClusterID, MemberID: f.MemberID}
+	for _, member := range f.Members {
 		start.Members = append(start.Members, etcdlog.Member(member))
 	}
 	out, err := stage(cfg.EtcdDir, cfg.EtcdWALDir)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/peer"
+	"github.com/coteriedb/coterie/replica"
 )
 
 const (
@@ -20,16 +21,9 @@ const (
 	joinTimeout = 10 * time.Second
 )
 
-// founding is what the data directory of a member is made of.
-type founding struct {
-	clusterID, memberID uint64
-	members             []machine.Member
-	joins               bool // the others have the state, and send it
-}
-
 // plan says what this member is made of, from its configuration and from what
 // the cluster says that it joins.
-func (c *Config) plan(ctx context.Context) (*founding, error) {
+func (c *Config) plan(ctx context.Context) (*replica.Founding, error) {
 	if err := c.resolveCluster(ctx); err != nil {
 		return nil, err
 	}
@@ -45,23 +39,23 @@ func (c *Config) plan(ctx context.Context) (*founding, error) {
 }
 
 // newFounding makes a new cluster of the members in a configuration.
-func newFounding(name string, configured map[string][]string, token string) *founding {
-	f := &founding{}
+func newFounding(name string, configured map[string][]string, token string) *replica.Founding {
+	f := &replica.Founding{}
 	for n, urls := range configured {
 		m := machine.Member{ID: memberID(urls, token), PeerURLs: urls}
 		if n == name {
-			f.memberID = m.ID
+			f.MemberID = m.ID
 		}
-		f.members = append(f.members, m)
+		f.Members = append(f.Members, m)
 	}
-	machine.SortMembers(f.members)
-	f.clusterID = clusterID(f.members)
+	machine.SortMembers(f.Members)
+	f.ClusterID = clusterID(f.Members)
 	return f
 }
 
 // refuseRefounding refuses to make a member anew that the cluster already has:
 // it would have forgotten what it has acknowledged and voted for.
-func (c *Config) refuseRefounding(ctx context.Context, f *founding, configured map[string][]string) error {
+func (c *Config) refuseRefounding(ctx context.Context, f *replica.Founding, configured map[string][]string) error {
 	others := othersURLs(c.Name, configured)
 	if len(others) == 0 {
 		return nil
@@ -69,23 +63,23 @@ func (c *Config) refuseRefounding(ctx context.Context, f *founding, configured m
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	id, members, err := peer.Fetch(ctx, others, c.peerDialTLS)
-	if err != nil || id != f.clusterID {
+	if err != nil || id != f.ClusterID {
 		return nil // nobody is there yet, or not of this cluster, which the members will tell each other
 	}
-	i := slices.IndexFunc(members, func(m peer.FetchedMember) bool { return m.ID == f.memberID })
+	i := slices.IndexFunc(members, func(m peer.FetchedMember) bool { return m.ID == f.MemberID })
 	if i >= 0 && len(members[i].ClientURLs) == 0 {
 		return nil
 	}
 	if i < 0 {
-		return fmt.Errorf("member %x has been removed from the cluster: add it again, and start it with --initial-cluster-state=%s", f.memberID, ClusterStateExisting)
+		return fmt.Errorf("member %x has been removed from the cluster: add it again, and start it with --initial-cluster-state=%s", f.MemberID, ClusterStateExisting)
 	}
 	return fmt.Errorf("member %x has already been bootstrapped, but its data directory %s is empty: bring the data back, "+
-		"or remove the member, add it again and start it with --initial-cluster-state=%s", f.memberID, c.DataDir, ClusterStateExisting)
+		"or remove the member, add it again and start it with --initial-cluster-state=%s", f.MemberID, c.DataDir, ClusterStateExisting)
 }
 
 // join asks a running cluster for its members, of which this must be one, with
 // the URLs that the configuration lists.
-func (c *Config) join(ctx context.Context, configured map[string][]string) (*founding, error) {
+func (c *Config) join(ctx context.Context, configured map[string][]string) (*replica.Founding, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	id, existing, err := peer.Fetch(ctx, othersURLs(c.Name, configured), c.peerDialTLS)
@@ -96,7 +90,7 @@ func (c *Config) join(ctx context.Context, configured map[string][]string) (*fou
 		return nil, fmt.Errorf("error validating peerURLs: member count is unequal: the cluster %x has %d members, --initial-cluster lists %d: "+
 			"list them all, this one too, which must have been added to the cluster before", id, len(existing), len(configured))
 	}
-	f := &founding{clusterID: id, joins: true}
+	f := &replica.Founding{ClusterID: id, Joins: true}
 	for name, urls := range configured {
 		i := slices.IndexFunc(existing, func(m peer.FetchedMember) bool { return sameSet(m.PeerURLs, urls) })
 		if i < 0 {
@@ -104,13 +98,13 @@ func (c *Config) join(ctx context.Context, configured map[string][]string) (*fou
 				"no member of the cluster %x has the peer URLs %s of %s", id, strings.Join(urls, ","), name)
 		}
 		if name == c.Name {
-			f.memberID = existing[i].ID
+			f.MemberID = existing[i].ID
 		}
 	}
 	for _, m := range existing {
-		f.members = append(f.members, machine.Member{ID: m.ID, PeerURLs: m.PeerURLs, IsLearner: m.IsLearner, Name: m.Name, ClientURLs: m.ClientURLs})
+		f.Members = append(f.Members, machine.Member{ID: m.ID, PeerURLs: m.PeerURLs, IsLearner: m.IsLearner, Name: m.Name, ClientURLs: m.ClientURLs})
 	}
-	machine.SortMembers(f.members)
+	machine.SortMembers(f.Members)
 	return f, nil
 }
 

@@ -130,8 +130,8 @@ func (f *front) servePeers(n *Node) error {
 		Node:              s,
 		Metrics:           f.metrics,
 		Logger:            n.log,
-		ClusterID:         n.data.clusterID,
-		MemberID:          n.data.memberID,
+		ClusterID:         n.data.ClusterID,
+		MemberID:          n.data.MemberID,
 		MaxRequestBytes:   f.cfg.MaxRequestBytes,
 		MaxTxnOps:         f.cfg.MaxTxnOps,
 		QuotaBackendBytes: f.cfg.QuotaBackendBytes,
@@ -283,7 +283,7 @@ func peerHandler(s *service, transport http.Handler) http.Handler {
 	mux.HandleFunc("GET /members", func(w http.ResponseWriter, r *http.Request) {
 		s.catchUp(r.Context())
 		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("X-Etcd-Cluster-ID", fmt.Sprintf("%x", s.data.clusterID))
+		w.Header().Set("X-Etcd-Cluster-ID", fmt.Sprintf("%x", s.data.ClusterID))
 		if err := json.NewEncoder(w).Encode(s.machine().Members.List()); err != nil {
 			s.log.Debug("member list not sent", zap.Error(err))
 		}
@@ -350,12 +350,19 @@ func sources(n *Node) api.Sources {
 		LeasesGranted:    status(func(n *Node) float64 { return float64(n.machine().Stats().LeasesGranted) }),
 		LeasesRevoked:    status(func(n *Node) float64 { return float64(n.machine().Stats().LeasesRevoked) }),
 		SlowApply:        status(func(n *Node) float64 { return float64(n.machine().Stats().SlowApplies) }),
-		LogWrittenBytes:  status(func(n *Node) float64 { return float64(n.data.log.Written()) }),
+		LogWrittenBytes:  status(func(n *Node) float64 { return float64(n.data.Log.Written()) }),
 		LeasesRenewed:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Renewed) }),
 		LeasesExpired:    status(func(n *Node) float64 { return float64(n.lessor.Stats().Expired) }),
 
-		SnapshotsApplying: status(func(n *Node) float64 { return float64(n.replica.installing.Load()) }),
+		SnapshotsApplying: status(func(n *Node) float64 { return oneIf(n.replica.Installing()) }),
 		Peers:             n.peerTraffic,
-		MemberID:          n.data.memberID,
+		MemberID:          n.data.MemberID,
 	}
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

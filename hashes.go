@@ -25,7 +25,7 @@ var _ guard.Members = hashes{}
 
 // newGuard makes the guard of this member.
 func (n *Node) newGuard() *guard.Guard {
-	o := guard.Options{ID: n.data.memberID, Interval: n.cfg.CorruptCheckTime, Logger: n.log}
+	o := guard.Options{ID: n.data.MemberID, Interval: n.cfg.CorruptCheckTime, Logger: n.log}
 	if n.cfg.CompactHashCheck {
 		o.CompactInterval = n.cfg.CompactHashCheckTime
 	}
@@ -46,7 +46,7 @@ func (h hashes) Local(ctx context.Context, rev int64) (guard.Hash, error) {
 func (h hashes) Peers(ctx context.Context, rev int64) []guard.PeerHash {
 	var all []guard.PeerHash
 	for _, m := range h.n.machine().Members.List() {
-		if m.ID != h.n.data.memberID {
+		if m.ID != h.n.data.MemberID {
 			all = append(all, guard.PeerHash{ID: m.ID})
 		}
 	}

@@ -86,7 +86,7 @@ func (s *service) RemoveMember(ctx context.Context, id uint64) ([]*pb.Member, er
 			return nil, err
 		}
 	}
-	if id == s.data.memberID {
+	if id == s.data.MemberID {
 		s.consensus.Retire(ctx) // so that the others need no election
 	}
 	return s.change(ctx, machine.RemoveMember, machine.Member{ID: id})
@@ -101,7 +101,7 @@ func (s *service) mayRemoveVoter(id uint64) error {
 	if len(rest) == 0 || countStarted(rest) < len(rest)/2+1 {
 		return rpctypes.ErrMemberNotEnoughStarted
 	}
-	if id != s.data.memberID && s.peers.ActiveSince(id).IsZero() {
+	if id != s.data.MemberID && s.peers.ActiveSince(id).IsZero() {
 		return nil
 	}
 	if active := s.connectedSince(vs, time.Now().Add(-s.cfg.healthInterval)); active-1 < 1+(len(vs)-1)/2 {
@@ -152,7 +152,7 @@ func (n *Node) promote(ctx context.Context, id uint64) (err error) {
 		}
 		return 0
 	}
-	if match(id)*100 < match(n.data.memberID)*readyPercent {
+	if match(id)*100 < match(n.data.MemberID)*readyPercent {
 		return rpctypes.ErrMemberLearnerNotReady
 	}
 	if n.cfg.StrictReconfigCheck {

@@ -2,12 +2,17 @@ package coterie
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/coteriedb/coterie/replica"
 )
 
 // metric returns what a member reports under a name and labels, separated by
@@ -56,7 +61,7 @@ func TestMetricsOfPeers(t *testing.T) {
 		return ""
 	})
 
-	one, two := fmt.Sprintf("%x", first.data.memberID), fmt.Sprintf("%x", second.data.memberID)
+	one, two := fmt.Sprintf("%x", first.data.MemberID), fmt.Sprintf("%x", second.data.MemberID)
 	for _, c := range []struct {
 		n    *Node
 		name string
@@ -88,20 +93,24 @@ func TestMetricsOfPeers(t *testing.T) {
 }
 
 func TestMetricsWhileASnapshotIsInstalled(t *testing.T) {
-	n := openNode(t, testConfig(t))
+	const name = "etcd_server_snapshot_apply_in_progress_total"
+	cfg := testConfig(t)
+	var n *Node
+	during := 0.0
+	quiet := zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(io.Discard), zap.InfoLevel)
+	cfg.Logger = zap.New(quiet, zap.Hooks(func(e zapcore.Entry) error {
+		if e.Message == "state replaced by a snapshot" {
+			during = metric(t, n, name)
+		}
+		return nil
+	}))
+	n = openNode(t, cfg)
 	defer n.Close()
 	s, err := (snapshots{n}).Take(t.Context())
 	must(t, err)
 	defer s.Release()
 	index := s.Metadata.GetIndex()
-	must(t, os.Rename(s.Dir, filepath.Join(n.data.dir, n.data.snapshotDir(index))))
-
-	const name = "etcd_server_snapshot_apply_in_progress_total"
-	during, switched := 0.0, n.replica.switched
-	n.replica.switched = func(g *generation) {
-		switched(g)
-		during = metric(t, n, name)
-	}
+	must(t, os.Rename(s.Dir, filepath.Join(n.data.Path, replica.SnapshotDir(index))))
 	must(t, n.replica.Install(index, s.Metadata.GetTerm()))
 	if after := metric(t, n, name); during != 1 || after != 0 {
 		t.Errorf("%s is %v while a snapshot is installed, and %v after", name, during, after)

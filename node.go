@@ -23,6 +23,7 @@ import (
 	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/machine/watch"
 	"github.com/coteriedb/coterie/peer"
+	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
 )
@@ -34,9 +35,9 @@ const drainTimeout = 5 * time.Second
 type Node struct {
 	cfg  Config
 	log  *zap.Logger
-	data *dataDir
+	data *replica.Dir
 
-	replica   *replica
+	replica   *replica.Replica
 	events    *events
 	peers     *peer.Transport
 	consensus *consensus.Node
@@ -107,7 +108,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 }
 
 // machine returns the machine of the moment.
-func (n *Node) machine() *machine.Machine { return n.replica.current.Load().Machine }
+func (n *Node) machine() *machine.Machine { return n.replica.Machine() }
 
 // failures passes failures on to who can stop the member, once there is one.
 type failures struct {
@@ -147,36 +148,37 @@ func (n *Node) observeSync(d time.Duration) {
 
 // openState opens the data directory and loads the machine.
 func (n *Node) openState(ctx context.Context) (err error) {
-	storage := storageOptions{
-		logger: n.log,
-		wal:    wal.Options{Logger: n.log, NoSync: n.cfg.UnsafeNoFsync, OnSync: n.observeSync},
-		engine: engine.Options{Logger: n.log, OnFatal: n.failures.report},
-	}
-	n.data, err = openDataDir(&n.cfg, storage, func() (*founding, error) { return n.cfg.plan(ctx) })
+	n.data, err = replica.Open(replica.Options{
+		Path: n.cfg.DataDir, LogPath: n.cfg.WALDir,
+		Logger: n.log,
+		Log:    wal.Options{Logger: n.log, NoSync: n.cfg.UnsafeNoFsync, OnSync: n.observeSync},
+		Engine: engine.Options{Logger: n.log, OnFatal: n.failures.report},
+	}, func() (*replica.Founding, error) { return n.cfg.plan(ctx) })
 	if err != nil {
 		return err
 	}
-	n.replica = &replica{
-		data: n.data, log: n.log, options: storage.engine, open: func(eng *engine.Engine) (*machine.Machine, error) { return n.openMachine(eng, true) },
-		switched: n.stateReplaced, changed: n.membersChanged,
-	}
-	m, err := n.openMachine(n.data.engine, false)
+	m, err := n.openMachine(n.data.Engine, false)
 	if err != nil {
-		return errors.Join(err, n.data.engine.Close())
+		return errors.Join(err, n.data.Engine.Close())
 	}
-	n.replica.begin(&generation{Machine: m, engine: n.data.engine, dir: n.data.id.Engine})
+	n.replica = replica.New(n.data, m, replica.Config{
+		Logger:   n.log,
+		Open:     func(eng *engine.Engine) (*machine.Machine, error) { return n.openMachine(eng, true) },
+		Switched: n.stateReplaced,
+		Changed:  n.membersChanged,
+	})
 	// All has been read and fits together. Up to here nothing was changed.
-	if err := consensus.CheckLog(n.data.log, m.Applied()); err != nil {
+	if err := consensus.CheckLog(n.data.Log, m.Applied()); err != nil {
 		return err
 	}
-	if err := n.data.makeWritable(); err != nil {
+	if err := n.data.MakeWritable(); err != nil {
 		return err
 	}
-	if m.Members.Removed(n.data.memberID) {
+	if m.Members.Removed(n.data.MemberID) {
 		return ErrRemoved
 	}
 	if n.cfg.ForceNewCluster {
-		return consensus.ForceAlone(n.data.log, m.Applied(), n.data.memberID, m.Members.List())
+		return consensus.ForceAlone(n.data.Log, m.Applied(), n.data.MemberID, m.Members.List())
 	}
 	return nil
 }
@@ -203,15 +205,15 @@ func (n *Node) openMachine(eng *engine.Engine, gently bool) (*machine.Machine, e
 		Logger:    n.log,
 	})
 	if err != nil {
-		return nil, engineAdvice(fmt.Errorf("load the state in %s: %w", n.cfg.DataDir, err))
+		return nil, replica.Advise(fmt.Errorf("load the state in %s: %w", n.cfg.DataDir, err))
 	}
 	return m, nil
 }
 
 func (n *Node) startConsensus() (err error) {
 	cfg := consensus.Config{
-		ID:              n.data.memberID,
-		Log:             n.data.log,
+		ID:              n.data.MemberID,
+		Log:             n.data.Log,
 		Machine:         n.replica,
 		Peers:           n.peers,
 		Tick:            n.cfg.HeartbeatInterval,
@@ -303,12 +305,12 @@ func (n *Node) introduce(ctx context.Context) error {
 
 // publishAttributes lets the cluster know this member's name and client URLs.
 func (n *Node) publishAttributes(ctx context.Context) error {
-	m, _ := n.machine().Members.Get(n.data.memberID)
+	m, _ := n.machine().Members.Get(n.data.MemberID)
 	if m.Name == n.cfg.Name && slices.Equal(m.ClientURLs, n.cfg.AdvertiseClientURLs) {
 		return nil
 	}
 	return n.Propose(ctx, &pb.InternalRaftRequest{ClusterMemberAttrSet: &membershippb.ClusterMemberAttrSetRequest{
-		Member_ID:        n.data.memberID,
+		Member_ID:        n.data.MemberID,
 		MemberAttributes: &membershippb.Attributes{Name: n.cfg.Name, ClientUrls: n.cfg.AdvertiseClientURLs},
 	}}).Err
 }
@@ -409,10 +411,10 @@ func (n *Node) Close() error {
 		}
 		var errs []error
 		if n.replica != nil {
-			errs = append(errs, n.replica.close(n.consensus != nil && n.Err() == nil))
+			errs = append(errs, n.replica.Close(n.consensus != nil && n.Err() == nil))
 		}
 		if n.data != nil {
-			errs = append(errs, n.data.close())
+			errs = append(errs, n.data.Close())
 		}
 		n.closeErr = errors.Join(errs...)
 		n.doneOnce.Do(func() { close(n.done) })

@@ -29,6 +29,7 @@ import (
 	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/machine/lease"
+	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
 )
@@ -90,7 +91,7 @@ func tree(t *testing.T, dir string) []string {
 	t.Helper()
 	var out []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || d.Name() == lockFile {
+		if err != nil || d.IsDir() || d.Name() == replica.LockFile {
 			return err
 		}
 		b, err := os.ReadFile(path)
@@ -222,14 +223,14 @@ func TestLeaderOnASlowDiskLeadsLater(t *testing.T) {
 		return nil
 	}))
 	must(t, disk.MkdirAll("wal", 0o700))
-	log, err := wal.Create(wal.Options{Dir: "wal", FS: disk, MemberID: 5}, firstIndex, firstTerm)
+	log, err := wal.Create(wal.Options{Dir: "wal", FS: disk, MemberID: 5}, replica.FirstIndex, replica.FirstTerm)
 	must(t, err)
 	eng, err := engine.Open(engine.Options{Dir: "engine", FS: disk})
 	must(t, err)
 	leases, err := lease.Open(eng)
 	must(t, err)
 	m := &idle{}
-	m.applied.Store(firstIndex)
+	m.applied.Store(replica.FirstIndex)
 	n := &Node{cfg: Config{ElectionTimeout: 10 * time.Millisecond}}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.lessor = lessor.New(leases, lessor.Options{})
@@ -325,11 +326,11 @@ func TestForeignDirectories(t *testing.T) {
 		must(t, openNode(t, cfg).Close())
 		return cfg
 	}
-	edit := func(t *testing.T, cfg Config, change func(*identity)) {
-		path := filepath.Join(cfg.DataDir, identityFile)
+	edit := func(t *testing.T, cfg Config, change func(*replica.Identity)) {
+		path := filepath.Join(cfg.DataDir, replica.IdentityFile)
 		b, err := os.ReadFile(path)
 		must(t, err)
-		var id identity
+		var id replica.Identity
 		must(t, json.Unmarshal(b, &id))
 		change(&id)
 		b, err = json.Marshal(id)
@@ -344,27 +345,27 @@ func TestForeignDirectories(t *testing.T) {
 	})
 	t.Run("newer format", func(t *testing.T) {
 		cfg := made(t)
-		edit(t, cfg, func(id *identity) { id.Format = dataFormat + 1 })
+		edit(t, cfg, func(id *replica.Identity) { id.Format = replica.Format + 1 })
 		refused(t, cfg, "newer version of Coterie")
 	})
 	t.Run("another cluster's", func(t *testing.T) {
 		cfg := made(t)
-		edit(t, cfg, func(id *identity) { id.ClusterID = "77" })
+		edit(t, cfg, func(id *replica.Identity) { id.ClusterID = "77" })
 		refused(t, cfg, "of cluster 77")
 	})
 	t.Run("identity lost", func(t *testing.T) {
 		cfg := made(t)
-		must(t, os.Remove(filepath.Join(cfg.DataDir, identityFile)))
+		must(t, os.Remove(filepath.Join(cfg.DataDir, replica.IdentityFile)))
 		refused(t, cfg, "no identity.json")
 	})
 	t.Run("identity damaged", func(t *testing.T) {
 		cfg := made(t)
-		must(t, os.WriteFile(filepath.Join(cfg.DataDir, identityFile), []byte("{"), 0o600))
+		must(t, os.WriteFile(filepath.Join(cfg.DataDir, replica.IdentityFile), []byte("{"), 0o600))
 		refused(t, cfg, "is damaged")
 	})
 	t.Run("log lost", func(t *testing.T) {
 		cfg := made(t)
-		segments, err := filepath.Glob(filepath.Join(cfg.DataDir, walDir, "*.wal"))
+		segments, err := filepath.Glob(filepath.Join(cfg.DataDir, replica.LogDir, "*.wal"))
 		must(t, err)
 		must(t, os.Remove(segments[0]))
 		refused(t, cfg, "holds no log")
@@ -378,8 +379,8 @@ func TestForeignDirectories(t *testing.T) {
 			must(t, err)
 		}
 		must(t, n.Close())
-		must(t, os.RemoveAll(filepath.Join(old.DataDir, walDir)))
-		must(t, os.Rename(filepath.Join(young.DataDir, walDir), filepath.Join(old.DataDir, walDir)))
+		must(t, os.RemoveAll(filepath.Join(old.DataDir, replica.LogDir)))
+		must(t, os.Rename(filepath.Join(young.DataDir, replica.LogDir), filepath.Join(old.DataDir, replica.LogDir)))
 		refused(t, old, "the log has lost entries")
 	})
 	t.Run("engine damaged", func(t *testing.T) {
@@ -390,7 +391,7 @@ func TestForeignDirectories(t *testing.T) {
 			must(t, err)
 		}
 		must(t, n.Close())
-		tables, err := filepath.Glob(filepath.Join(cfg.DataDir, engineDir, "*.sst"))
+		tables, err := filepath.Glob(filepath.Join(cfg.DataDir, replica.EngineDir, "*.sst"))
 		must(t, err)
 		newest := slices.MaxFunc(tables, func(x, y string) int { return len(readFile(t, x)) - len(readFile(t, y)) })
 		b := readFile(t, newest)
@@ -400,7 +401,7 @@ func TestForeignDirectories(t *testing.T) {
 	})
 	t.Run("engine without its manifest", func(t *testing.T) {
 		cfg := made(t)
-		markers, err := filepath.Glob(filepath.Join(cfg.DataDir, engineDir, "marker.manifest*"))
+		markers, err := filepath.Glob(filepath.Join(cfg.DataDir, replica.EngineDir, "marker.manifest*"))
 		must(t, err)
 		must(t, os.Remove(markers[0]))
 		refused(t, cfg, "restore this member from a snapshot")
@@ -413,7 +414,7 @@ func TestForeignDirectories(t *testing.T) {
 			must(t, err)
 		}
 		must(t, n.Close())
-		segments, err := filepath.Glob(filepath.Join(cfg.DataDir, walDir, "*.wal"))
+		segments, err := filepath.Glob(filepath.Join(cfg.DataDir, replica.LogDir, "*.wal"))
 		must(t, err)
 		must(t, os.Truncate(segments[0], 2048))
 		refused(t, cfg, "the log has lost entries")
@@ -423,7 +424,7 @@ func TestForeignDirectories(t *testing.T) {
 // What a restoration leaves that was interrupted is not an empty directory.
 func TestInterruptedRestorationIsRefused(t *testing.T) {
 	cfg := testConfig(t)
-	must(t, os.MkdirAll(filepath.Join(cfg.DataDir, stagingName), 0o700))
+	must(t, os.MkdirAll(filepath.Join(cfg.DataDir, replica.StagingDir), 0o700))
 	refused(t, cfg, "interrupted restoration")
 }
 
@@ -440,20 +441,19 @@ func TestInterruptedFirstStart(t *testing.T) {
 	interrupted := func(t *testing.T) Config {
 		cfg := testConfig(t)
 		resolved := cfg.resolved()
-		must(t, os.MkdirAll(filepath.Join(cfg.DataDir, walDir), 0o700))
+		must(t, os.MkdirAll(filepath.Join(cfg.DataDir, replica.LogDir), 0o700))
 		f, err := resolved.plan(ctx)
 		must(t, err)
-		id, err := makeDataDir(cfg.DataDir, f, storageOptions{
-			logger: zap.NewNop(),
-			wal:    wal.Options{Dir: filepath.Join(cfg.DataDir, walDir)},
-			engine: engine.Options{Dir: filepath.Join(cfg.DataDir, engineDir)},
-		})
+		d, err := replica.Open(replica.Options{Path: cfg.DataDir, Logger: zap.NewNop()}, func() (*replica.Founding, error) { return f, nil })
+		must(t, err)
+		must(t, errors.Join(d.Engine.Close(), d.Close()))
+		id, err := replica.ReadIdentity(vfs.Default, cfg.DataDir)
 		must(t, err)
 		id.Complete = false
-		must(t, writeIdentity(cfg.DataDir, id))
+		must(t, replica.WriteIdentity(vfs.Default, cfg.DataDir, id))
 		return cfg
 	}
-	for _, missing := range []string{"", walDir, engineDir} {
+	for _, missing := range []string{"", replica.LogDir, replica.EngineDir} {
 		cfg := interrupted(t)
 		if missing != "" {
 			must(t, os.RemoveAll(filepath.Join(cfg.DataDir, missing)))
@@ -476,7 +476,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 	must(t, n.Close())
 	files := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(files, "precious"), []byte("x"), 0o600))
-	for _, dir := range []string{filepath.Join(other.DataDir, walDir), files} {
+	for _, dir := range []string{filepath.Join(other.DataDir, replica.LogDir), files} {
 		before := tree(t, dir)
 		cfg := interrupted(t)
 		cfg.WALDir = dir

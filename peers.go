@@ -84,8 +84,8 @@ func (e *events) Removed() {
 func (n *Node) startPeers() (err error) {
 	n.events = &events{}
 	n.peers, err = peer.New(peer.Config{
-		ClusterID:    n.data.clusterID,
-		MemberID:     n.data.memberID,
+		ClusterID:    n.data.ClusterID,
+		MemberID:     n.data.MemberID,
 		PeerURLs:     n.cfg.InitialAdvertisePeerURLs,
 		Handler:      n.events,
 		Snapshots:    snapshots{n},
@@ -127,15 +127,15 @@ func (n *Node) membersChanged(changes []machine.Change) {
 		n.log.Info("membership changed", zap.String("kind", string(c.Kind)), zap.String("member", fmt.Sprintf("%x", c.Member.ID)),
 			zap.Strings("peer-urls", c.Member.PeerURLs), zap.Bool("learner", c.Member.IsLearner))
 	}
-	if n.machine().Members.Removed(n.data.memberID) {
+	if n.machine().Members.Removed(n.data.MemberID) {
 		time.AfterFunc(removalDelay, n.events.Removed) // harmless after Close
 	}
 }
 
 // stateReplaced follows a snapshot that has been installed. It is called by the
 // goroutine that applies.
-func (n *Node) stateReplaced(g *generation) {
-	n.lessor.Reset(g.Leases)
+func (n *Node) stateReplaced(m *machine.Machine) {
+	n.lessor.Reset(m.Leases)
 	n.updatePeers()
 }
 
@@ -143,7 +143,7 @@ func (n *Node) stateReplaced(g *generation) {
 // with since then, itself included.
 func (n *Node) connectedSince(list []machine.Member, then time.Time) (count int) {
 	for _, m := range list {
-		if m.ID == n.data.memberID {
+		if m.ID == n.data.MemberID {
 			count++
 		} else if t := n.peers.ActiveSince(m.ID); !t.IsZero() && t.Before(then) {
 			count++

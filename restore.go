@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/recovery"
+	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
 )
@@ -70,7 +71,7 @@ func Restore(ctx context.Context, cfg RestoreConfig) (_ *Restored, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	var f *founding
+	var f *replica.Founding
 	if cfg.Cluster != nil {
 		if f, err = cfg.Cluster.found(); err != nil {
 			return nil, err
@@ -91,14 +92,14 @@ func Restore(ctx context.Context, cfg RestoreConfig) (_ *Restored, err error) {
 	if f, err = cfg.build(ctx, source, out, f); err != nil {
 		return nil, fmt.Errorf("restore to %s: %w", cfg.DataDir, err)
 	}
-	if err := out.settle(identityFile); err != nil { // last: without it a start refuses what is there
+	if err := out.settle(replica.IdentityFile); err != nil { // last: without it a start refuses what is there
 		return nil, fmt.Errorf("restore to %s: %w", cfg.DataDir, err)
 	}
-	return &Restored{ClusterID: f.clusterID, MemberID: f.memberID, Members: f.members}, nil
+	return &Restored{ClusterID: f.ClusterID, MemberID: f.MemberID, Members: f.Members}, nil
 }
 
 // found checks the cluster as that of a first start.
-func (c *NewCluster) found() (*founding, error) {
+func (c *NewCluster) found() (*replica.Founding, error) {
 	whole := Config{
 		Name: c.Name, InitialCluster: c.InitialCluster, InitialClusterToken: c.InitialClusterToken,
 		InitialAdvertisePeerURLs: c.InitialAdvertisePeerURLs, InitialClusterState: ClusterStateNew,
@@ -122,7 +123,7 @@ func (cfg *RestoreConfig) open(ctx context.Context) (*recovery.Source, error) {
 		Logger:      cfg.Logger,
 	}
 	if cfg.EtcdDir != "" {
-		if id, err := readIdentity(cfg.EtcdDir); err != nil || id != nil {
+		if id, err := replica.ReadIdentity(vfs.Default, cfg.EtcdDir); err != nil || id != nil {
 			return nil, errors.Join(fmt.Errorf("%s is Coterie's already", cfg.EtcdDir), err)
 		}
 		return recovery.OpenEtcd(ctx, cfg.EtcdDir, cfg.EtcdWALDir, o)
@@ -132,49 +133,46 @@ func (cfg *RestoreConfig) open(ctx context.Context) (*recovery.Source, error) {
 
 // build makes what belongs in the directories. It returns whose they are: f's, or
 // without it the source's.
-func (cfg *RestoreConfig) build(ctx context.Context, source *recovery.Source, out *staging, f *founding) (*founding, error) {
-	eng, err := engine.Open(engine.Options{Dir: out.path(engineDir), Logger: cfg.Logger})
+func (cfg *RestoreConfig) build(ctx context.Context, source *recovery.Source, out *staging, f *replica.Founding) (*replica.Founding, error) {
+	eng, err := engine.Open(engine.Options{Dir: out.path(replica.EngineDir), Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
-	target := recovery.Target{Index: firstIndex, Term: firstTerm, Bump: cfg.BumpRevision}
+	target := recovery.Target{Index: replica.FirstIndex, Term: replica.FirstTerm, Bump: cfg.BumpRevision}
 	if f != nil {
-		target.Members = f.members
+		target.Members = f.Members
 	}
 	members, err := source.Fill(ctx, eng, target)
 	if err := errors.Join(err, eng.Close()); err != nil {
 		return nil, err
 	}
 	if f == nil {
-		f = &founding{clusterID: source.ClusterID, memberID: source.MemberID, members: members}
-		if err := f.refuseOthers(); err != nil {
+		f = &replica.Founding{ClusterID: source.ClusterID, MemberID: source.MemberID, Members: members}
+		if err := refuseOthers(f); err != nil {
 			return nil, err
 		}
 	}
-	logDir, err := out.logPath(walDir)
+	logDir, err := out.logPath(replica.LogDir)
 	if err != nil {
 		return nil, err
 	}
-	log, err := wal.Create(wal.Options{Dir: logDir, ClusterID: f.clusterID, MemberID: f.memberID, Logger: cfg.Logger}, firstIndex, firstTerm)
+	log, err := wal.Create(wal.Options{Dir: logDir, ClusterID: f.ClusterID, MemberID: f.MemberID, Logger: cfg.Logger}, replica.FirstIndex, replica.FirstTerm)
 	if err != nil {
 		return nil, err
 	}
 	if err := log.Close(); err != nil {
 		return nil, err
 	}
-	return f, writeIdentity(out.path(""), &identity{
-		Format:    dataFormat,
-		ClusterID: strconv.FormatUint(f.clusterID, 16),
-		MemberID:  strconv.FormatUint(f.memberID, 16),
-		Complete:  true,
-	})
+	id := replica.NewIdentity(f.ClusterID, f.MemberID)
+	id.Complete = true
+	return f, replica.WriteIdentity(vfs.Default, out.path(""), id)
 }
 
 // refuseOthers refuses to continue a cluster in one member of several.
-func (f *founding) refuseOthers() error {
-	if len(f.members) == 1 && f.members[0].ID == f.memberID && !f.members[0].IsLearner {
+func refuseOthers(f *replica.Founding) error {
+	if len(f.Members) == 1 && f.Members[0].ID == f.MemberID && !f.Members[0].IsLearner {
 		return nil
 	}
 	return fmt.Errorf("the cluster %x has %d members, and one directory cannot continue it: "+
-		"make every member of a new cluster from the same source, with --initial-cluster", f.clusterID, len(f.members))
+		"make every member of a new cluster from the same source, with --initial-cluster", f.ClusterID, len(f.Members))
 }

@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/etcdfile"
 )
 
@@ -74,11 +75,11 @@ func TestRestoreMakesMembersAlike(t *testing.T) {
 		l, _ := m.Leases.Get(7)
 		hashes = append(hashes, fmt.Sprintf("%08x at %d, compacted %d, lease %d of %d with %q, alarms %v, members %v, 8 removed %v, applied %d",
 			sum, rev, compacted, l.RemainingTTL, l.TTL, m.Leases.Keys(7), m.Alarms.List(0), m.Members.List(), m.Members.Removed(8), m.Applied()))
-		if last, err := d.log.LastIndex(); err != nil || last != firstIndex {
+		if last, err := d.Log.LastIndex(); err != nil || last != replica.FirstIndex {
 			t.Errorf("the log ends at %d, %v", last, err)
 		}
 		m.Close()
-		if err := errors.Join(d.engine.Close(), d.close()); err != nil {
+		if err := errors.Join(d.Engine.Close(), d.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -160,12 +161,12 @@ func appendEntry(t *testing.T, dir, data string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	last, err := d.log.LastIndex()
+	last, err := d.Log.LastIndex()
 	if err == nil {
-		err = d.log.Append(nil, []*raftpb.Entry{{Index: new(last + 1), Term: new(uint64(2)), Data: []byte(data)}})
+		err = d.Log.Append(nil, []*raftpb.Entry{{Index: new(last + 1), Term: new(uint64(2)), Data: []byte(data)}})
 	}
 	m.Close()
-	if err := errors.Join(err, d.engine.Close(), d.close()); err != nil {
+	if err := errors.Join(err, d.Engine.Close(), d.Close()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -13,12 +13,8 @@ import (
 
 	"github.com/coteriedb/coterie/api"
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/replica"
 )
-
-// snapshotPattern names the files that snapshots are sent from. They exist
-// without a name while they are sent, so a crash leaves at most one that was
-// being written; the next start removes it.
-const snapshotPattern = "snapshot-*.tmp"
 
 // service is the member as package api sees it.
 type service struct {
@@ -38,14 +34,14 @@ func (s *service) ReadIndexAsync(done func(error))     { s.consensus.ReadIndex(d
 
 func (s *service) Status() api.Status {
 	st := s.consensus.Status()
-	m, _ := s.machine().Members.Get(s.data.memberID)
+	m, _ := s.machine().Members.Get(s.data.MemberID)
 	return api.Status{Leader: st.Leader, Term: st.Term, Committed: st.Commit, Applied: st.Applied, IsLearner: m.IsLearner}
 }
 
 func (s *service) DBSize() int64 {
-	g := s.replica.acquire()
-	defer g.release()
-	return g.engine.DiskUsage()
+	g := s.replica.Acquire()
+	defer g.Release()
+	return g.Engine.DiskUsage()
 }
 
 func (s *service) KV() api.KV                      { return s.machine().KV }
@@ -63,20 +59,21 @@ func (s *service) Defragment(context.Context) error {
 	}
 	s.group.Go(func() { // ends early when Close ends s.ctx
 		defer s.compacting.Store(false)
-		g := s.replica.acquire()
-		defer g.release()
-		if err := g.engine.CompactAll(s.ctx); err != nil && s.ctx.Err() == nil {
+		g := s.replica.Acquire()
+		defer g.Release()
+		if err := g.Engine.CompactAll(s.ctx); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("defragmentation failed", zap.Error(err))
 		}
 	})
 	return nil
 }
 
-// Snapshot writes the state to a file and opens it.
+// Snapshot writes the state to a file and opens it. The file has no name while it
+// is sent, so a crash leaves at most one that was being written.
 func (s *service) Snapshot(ctx context.Context) (api.Snapshot, error) {
 	began := time.Now()
 	defer func() { s.front.metrics.SnapshotSave.Observe(time.Since(began).Seconds()) }()
-	f, err := os.CreateTemp(s.cfg.DataDir, snapshotPattern)
+	f, err := os.CreateTemp(s.cfg.DataDir, replica.ExportPattern)
 	if err != nil {
 		return api.Snapshot{}, fmt.Errorf("make a snapshot: %w", err)
 	}
@@ -85,9 +82,9 @@ func (s *service) Snapshot(ctx context.Context) (api.Snapshot, error) {
 	if err := errors.Join(f.Close(), os.Remove(path)); err != nil {
 		return api.Snapshot{}, err
 	}
-	g := s.replica.acquire()
+	g := s.replica.Acquire()
 	err = g.Export(ctx, path)
-	g.release()
+	g.Release()
 	if err != nil {
 		return api.Snapshot{}, err
 	}

@@ -6,14 +6,16 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/coteriedb/coterie/replica"
 )
 
-// stagingName is the directory in which something is made, inside the one where
-// it belongs: that may be the root of a file system of its own.
-const stagingName = "restore.tmp"
-
 // staging makes the contents of a data directory, and of a log directory beside
-// it if there is one, so that they are there whole or not at all.
+// it if there is one, so that they are there whole or not at all. It makes them in
+// directories inside those where they belong: each may be the root of a file
+// system of its own.
 type staging struct {
 	dirs  []string // of data, of the log
 	made  []string // directories that did not exist, outer ones first
@@ -58,9 +60,9 @@ func refuseContents(dir string) error {
 	}
 	for _, e := range entries {
 		switch e.Name() {
-		case lockFile, "lost+found": // a server that was refused, and a new file system
-		case stagingName:
-			return fmt.Errorf("%s is in use by another restore, or one that was interrupted has left it: remove it in that case", filepath.Join(dir, stagingName))
+		case replica.LockFile, "lost+found": // a server that was refused, and a new file system
+		case replica.StagingDir:
+			return fmt.Errorf("%s is in use by another restore, or one that was interrupted has left it: remove it in that case", filepath.Join(dir, replica.StagingDir))
 		default:
 			return fmt.Errorf("data-dir %q not empty or could not be read: it holds %s; choose another directory, or move that away", dir, e.Name())
 		}
@@ -86,10 +88,12 @@ func (s *staging) makeOne(dir string) error {
 		return err
 	}
 	s.made = append(s.made, dir)
-	return syncDir(filepath.Dir(dir))
+	return replica.SyncDir(vfs.Default, filepath.Dir(dir))
 }
 
-func (s *staging) in(i int, name string) string { return filepath.Join(s.dirs[i], stagingName, name) }
+func (s *staging) in(i int, name string) string {
+	return filepath.Join(s.dirs[i], replica.StagingDir, name)
+}
 
 // path is where something that belongs in the data directory is made.
 func (s *staging) path(name string) string { return s.in(0, name) }
@@ -118,7 +122,7 @@ func (s *staging) settle(last string) error {
 				}
 			}
 		}
-		if err := syncDir(dir); err != nil {
+		if err := replica.SyncDir(vfs.Default, dir); err != nil {
 			return err
 		}
 	}
@@ -128,7 +132,7 @@ func (s *staging) settle(last string) error {
 	s.done = true
 	var errs []error
 	for i, dir := range s.dirs {
-		errs = append(errs, os.Remove(s.in(i, "")), syncDir(dir))
+		errs = append(errs, os.Remove(s.in(i, "")), replica.SyncDir(vfs.Default, dir))
 	}
 	return errors.Join(errs...)
 }
@@ -155,7 +159,7 @@ func (s *staging) discard() error {
 		errs = append(errs, os.RemoveAll(path))
 	}
 	for _, dir := range slices.Backward(s.made) {
-		if filepath.Base(dir) == stagingName {
+		if filepath.Base(dir) == replica.StagingDir {
 			errs = append(errs, os.RemoveAll(dir))
 			continue
 		}

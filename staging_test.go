@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/coteriedb/coterie/replica"
 )
 
 // listTree lists what is below a directory.
@@ -95,7 +97,7 @@ func TestStaging(t *testing.T) {
 }
 
 func TestStagingRefuses(t *testing.T) {
-	for _, inside := range []string{"data/file", "log/file", "data/" + stagingName + "/engine"} {
+	for _, inside := range []string{"data/file", "log/file", "data/" + replica.StagingDir + "/engine"} {
 		root := t.TempDir()
 		writeFile(t, filepath.Join(root, inside))
 		before := listTree(t, root)

@@ -43,6 +43,9 @@ var mayImport = map[string][]string{
 	// How members agree. It moves bytes and knows nothing of keys, so it sees the machine but none of its parts.
 	"consensus": {"machine", "storage/wal"},
 
+	// What a member keeps on its disk, and the machine on it as consensus drives it.
+	"replica": {"machine", "storage/direct", "storage/engine", "storage/wal"},
+
 	// What members say to one another. It carries messages and files, and knows neither raft's state nor the machine's.
 	"peer": {"storage/direct"},
 
@@ -66,7 +69,10 @@ var mayImport = map[string][]string{
 	"api/httpapi": {"api", "rpc"},
 
 	// All wiring. Nothing below imports it.
-	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "rpc", "storage/*", "wire"},
+	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "replica", "rpc", "storage/*", "wire"},
+
+	// Members on a clock, a network and disks of its own. What it runs is everything below the wiring.
+	"sim": {"consensus", "lessor", "machine", "machine/*", "replica", "storage/engine", "storage/wal"},
 
 	// For tests and benchmarks.
 	"internal/loopback": {},
@@ -88,13 +94,13 @@ var mayBeUsedBy = []struct {
 	{"github.com/spf13", "flags belong to commands", []string{"bench/compare", "cmd/*"}},
 	{"go.etcd.io/etcd/client/v3", "the server is not its own client; the root package hands one out, and discovery asks another cluster",
 		[]string{"bench", "bench/*", "cmd/*", "discovery", "."}},
-	{"go.etcd.io/raft/v3", "raft is driven by consensus, stored by the log and carried by peer", []string{"consensus", "peer", "recovery", "storage/etcdlog", "storage/wal", "."}},
+	{"go.etcd.io/raft/v3", "raft is driven by consensus, stored by the log and carried by peer", []string{"consensus", "peer", "recovery", "sim", "storage/etcdlog", "storage/wal", "."}},
 	{"go.etcd.io/bbolt", "bbolt is the format of etcd's snapshot files", []string{"storage/etcdfile"}},
 	{"google.golang.org/grpc", "only the way in knows how commands arrive",
 		[]string{"rpc", "api", "api/*", ".", "bench", "bench/*", "cmd/*"}},
 	{"net/http", "only the way in, and that between members, know how commands arrive",
 		[]string{"rpc", "api", "api/*", "peer", ".", "bench", "bench/*", "cmd/*"}},
-	{"math/rand", "what is applied is deterministic; watchers are not part of it", []string{"api", "bench", "consensus", "internal/loopback", "lessor", "machine/watch", "peer"}},
+	{"math/rand", "what is applied is deterministic; watchers are not part of it", []string{"api", "bench", "consensus", "internal/loopback", "lessor", "machine/watch", "peer", "sim"}},
 	{"github.com/prometheus/client_golang/prometheus/promauto", "it registers in a global", nil},
 }
 

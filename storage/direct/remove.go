@@ -3,7 +3,6 @@ package direct
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -59,22 +58,23 @@ func shrink(fs vfs.FS, name string, hurry func() bool) (err error) {
 	return nil
 }
 
-// RemoveAll removes a directory and the files in it as Remove does.
-func RemoveAll(dir string) error {
-	entries, err := os.ReadDir(dir)
+// RemoveAll removes a directory of fs and the files in it as Remove does.
+func RemoveAll(fs vfs.FS, dir string) error {
+	names, err := fs.List(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	for _, e := range entries {
-		name := filepath.Join(dir, e.Name())
-		if e.IsDir() {
-			err = RemoveAll(name)
-		} else {
-			err = Remove(vfs.Default, name, nil)
+	for _, name := range names {
+		path := fs.PathJoin(dir, name)
+		info, err := fs.Stat(path)
+		if err == nil && info.IsDir() {
+			err = RemoveAll(fs, path)
+		} else if err == nil {
+			err = Remove(fs, path, nil)
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
-	return os.RemoveAll(dir)
+	return fs.RemoveAll(dir)
 }
