@@ -1,0 +1,501 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	raftpb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/lessor"
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/auth"
+	"github.com/coteriedb/coterie/machine/mvcc"
+	"github.com/coteriedb/coterie/machine/watch"
+	"github.com/coteriedb/coterie/replica"
+	"github.com/coteriedb/coterie/storage/engine"
+	"github.com/coteriedb/coterie/storage/wal"
+)
+
+// tick is the heartbeat interval of members whose clock is right.
+const (
+	tick          = 10 * time.Millisecond
+	electionTicks = 10
+	requestTime   = 2 * time.Second
+)
+
+// member is one machine of the cluster: its disk, and the process on it while
+// there is one.
+type member struct {
+	w        *world
+	id       uint64
+	founding *replica.Founding
+	disk     *Disk
+	p        *process // nil while none runs; changed with world.lock held
+	opening  bool
+	gone     bool // removed from the cluster
+	paused   bool
+	clock    *clock
+	syncTime time.Duration // what a sync takes at most
+	trouble  time.Time     // until when its process may end, for its disk is full
+}
+
+// process is one run of a member.
+type process struct {
+	m       *member
+	disk    *Disk
+	dead    atomic.Bool
+	data    *replica.Dir
+	replica *replica.Replica
+	node    *consensus.Node
+	lessor  *lessor.Lessor
+	planned [consensus.Turns]bool
+	turns   sync.WaitGroup // under way
+
+	receiving sync.Mutex // a snapshot
+	ctx       context.Context
+	cancel    context.CancelFunc
+	group     sync.WaitGroup // lead, and transfers of snapshots
+}
+
+// alive tells whether the process can still do something that others see.
+func (p *process) alive() bool { return !p.dead.Load() && !p.disk.Crashed() }
+
+// serves tells whether clients reach the process.
+func (m *member) serves() bool { return m.p != nil && m.p.alive() && !m.paused }
+
+// start opens the member on what its disk holds.
+func (m *member) start() {
+	if m.p != nil || m.opening || m.gone {
+		return
+	}
+	m.opening = true
+	// Two that began at one time would share out random numbers as they come.
+	m.w.after(m.w.between(0, 10*time.Millisecond), func() {
+		p := &process{m: m, disk: m.disk}
+		p.ctx, p.cancel = context.WithCancel(context.Background())
+		m.disk.Slow(m.latency)
+		go func() { // ends when the member is open
+			err := p.open()
+			m.w.post(fmt.Sprintf("open %d", m.id), func() { m.opened(p, err) })
+		}()
+	})
+}
+
+// latency of a sync. It follows from what is synced, so that it does not matter
+// which of two goroutines comes first. The engine's take no time: Pebble holds
+// locks meanwhile, and a bubble's clock stands still while somebody waits for one.
+func (m *member) latency(name string, syncs uint64) time.Duration {
+	if !strings.HasSuffix(name, ".wal") {
+		return 0
+	}
+	h := m.w.seed ^ m.id<<32 ^ syncs<<8
+	for _, c := range name {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return time.Duration(h%uint64(m.syncTime)) + 20*time.Microsecond
+}
+
+// opened takes a process that has been opened into the cluster.
+func (m *member) opened(p *process, err error) {
+	m.opening = false
+	switch {
+	case p.disk.Crashed():
+		m.w.say("member %d crashed while it started: %v", m.id, err)
+		if err == nil {
+			p.end()
+		}
+		m.disk = p.disk.Reboot()
+		return
+	case errors.Is(err, errRemoved):
+		m.w.say("member %d has been removed", m.id)
+		m.gone = true
+		return
+	case err != nil:
+		m.w.fail("member %d does not start: %v", m.id, err)
+		return
+	}
+	m.w.say("member %d runs, entry %d applied", m.id, p.replica.Applied())
+	m.w.tally.restarts++
+	m.w.lock.Lock()
+	m.p = p
+	m.w.lock.Unlock()
+	p.disk.Slow(m.latency)
+	m.tickLater(p)
+}
+
+var errRemoved = errors.New("sim: the member has been removed")
+
+// open is what the root package does at a start.
+func (p *process) open() (err error) {
+	m := p.m
+	fatal := func(err error) {
+		m.w.post(fmt.Sprintf("fatal %d", m.id), func() { m.ended(p, fmt.Errorf("engine: %w", err)) })
+	}
+	plan := &m.w.plan
+	p.data, err = replica.Open(replica.Options{
+		Path: "/data", FS: p.disk, Logger: m.w.logger(m.id),
+		Log:    wal.Options{SegmentBytes: plan.SegmentBytes, CacheBytes: plan.CacheBytes, Logger: m.w.logger(m.id), NoSync: canarySkipSync},
+		Engine: engine.Options{MemTableBytes: 256 << 10, CacheBytes: 4 << 20, OnFatal: fatal, Logger: m.w.logger(m.id)},
+	}, func() (*replica.Founding, error) { return m.founding, nil })
+	if err != nil {
+		return err
+	}
+	state, err := p.openMachine(p.data.Engine)
+	if err != nil {
+		return errors.Join(err, p.data.Engine.Close(), p.data.Close())
+	}
+	p.replica = replica.New(p.data, state, replica.Config{
+		Logger: m.w.logger(m.id), Open: p.openMachine, Switched: p.switched, Changed: p.changes,
+	})
+	err = consensus.CheckLog(p.data.Log, state.Applied())
+	if err == nil {
+		err = p.data.MakeWritable()
+	}
+	if err == nil && state.Members.Removed(m.id) {
+		err = errRemoved
+	}
+	p.lessor = lessor.New(state.Leases, lessor.Options{
+		Clock: m.clock, Extend: electionTicks * tick, CheckpointInterval: plan.Checkpoints, MaxInFlight: 32, Logger: m.w.logger(m.id),
+	})
+	if err == nil {
+		cfg := consensus.Config{
+			ID: m.id, Log: p.data.Log, Machine: tapped{p.replica, p}, Peers: link{p},
+			Tick: tick, ElectionTicks: electionTicks, PreVote: true, RequestTimeout: requestTime,
+			FlushEntries: plan.FlushEntries, KeepEntries: plan.KeepEntries, KeepBytes: plan.KeepBytes, Logger: m.w.logger(m.id),
+		}
+		if state.Applied() > 0 {
+			cfg.Voters, cfg.Learners = state.Members.Voters(), state.Members.Learners()
+		}
+		p.node, err = consensus.New(cfg)
+	}
+	if err != nil {
+		p.lessor.Close()
+		return errors.Join(err, p.replica.Close(false), p.data.Close())
+	}
+	p.group.Go(p.lead) // until cancel
+	return nil
+}
+
+func (p *process) openMachine(eng *engine.Engine) (*machine.Machine, error) {
+	log := p.m.w.logger(p.m.id)
+	return machine.Open(machine.Options{
+		Engine: eng,
+		KV:     mvcc.Options{Logger: log, CompactionBatchLimit: p.m.w.plan.CompactionBatch, CompactionSleep: p.m.w.plan.CompactionSleep},
+		Watch: watch.Options{Logger: log, RingEvents: p.m.w.plan.RingEvents, ProgressInterval: 200 * time.Millisecond,
+			Jitter: func(n int64) int64 { return n / 2 }, FragmentBytes: 2 << 20},
+		Auth:   auth.Options{Logger: log},
+		Logger: log,
+	})
+}
+
+func (p *process) switched(m *machine.Machine) { p.lessor.Reset(m.Leases) }
+
+// lead follows leadership, as the root package does.
+func (p *process) lead() {
+	var again <-chan time.Time
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-p.node.Stopping():
+			return
+		case <-p.node.LeaderMoved():
+		case <-again:
+		}
+		again = nil
+		st := p.node.Status()
+		if st.IsLeader && p.readIndex(p.ctx) != nil {
+			again = time.After(electionTicks * tick)
+			continue
+		}
+		if st.IsLeader {
+			p.lessor.Promote(proposer{p, st.Term})
+		} else {
+			p.lessor.Demote()
+		}
+	}
+}
+
+func (p *process) readIndex(ctx context.Context) error {
+	if p.node.UpToDate() {
+		return nil
+	}
+	answer := make(chan error, 1)
+	p.node.ReadIndex(func(err error) { answer <- err })
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// proposer is what the lease clock proposes through.
+type proposer struct {
+	p    *process
+	term uint64
+}
+
+func (q proposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
+	command, err := proto.Marshal(r)
+	if err != nil {
+		return err
+	}
+	answer := make(chan error, 1)
+	// Many do so at one time: in the order of what they propose.
+	q.p.m.w.post(fmt.Sprintf("lease clock %d %d %x", q.p.m.id, q.term, command), func() {
+		q.p.node.ProposeInTerm(q.term, command, func(r machine.Result) { answer <- r.Err })
+	})
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (q proposer) Confirm(ctx context.Context) error {
+	if err := q.p.readIndex(ctx); err != nil {
+		return err
+	}
+	if !q.leads() {
+		return consensus.ErrNotLeader
+	}
+	return nil
+}
+
+func (q proposer) Confirmed() bool { return q.p.node.UpToDate() && q.leads() }
+
+func (q proposer) leads() bool {
+	st := q.p.node.Status()
+	return st.IsLeader && st.Term == q.term
+}
+
+// clock is a member's: it may go too fast or too slow.
+type clock struct {
+	mu    sync.Mutex
+	at    time.Time // Guarded by mu. When speed was set.
+	shown time.Time // Guarded by mu. What the clock showed then.
+	speed float64   // Guarded by mu.
+}
+
+func newClock() *clock { return &clock{at: time.Now(), shown: time.Now(), speed: 1} }
+
+func (c *clock) set(speed float64) {
+	shown := c.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at, c.shown, c.speed = time.Now(), shown, speed
+}
+
+// Now implements lessor.Clock.
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shown.Add(time.Duration(float64(time.Since(c.at)) * c.speed))
+}
+
+// lasts is how long a time by this clock is in truth.
+func (c *clock) lasts(d time.Duration) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Duration(float64(d) / c.speed)
+}
+
+// After implements lessor.Clock.
+func (c *clock) After(d time.Duration) <-chan time.Time { return time.After(c.lasts(d)) }
+
+// link is the network as a process has it.
+type link struct{ p *process }
+
+func (l link) Send(ms []*raftpb.Message) {
+	if !l.p.alive() {
+		return
+	}
+	w := l.p.m.w
+	w.post(fmt.Sprintf("send %d", l.p.m.id), func() { w.net.send(l.p, ms) })
+}
+
+// tapped shows the truth what a process applies.
+type tapped struct {
+	*replica.Replica
+	p *process
+}
+
+// StartFlush begins a flush after a while.
+func (t tapped) StartFlush() error {
+	w := t.p.m.w
+	w.post(fmt.Sprintf("flush %d", t.p.m.id), func() {
+		w.after(w.between(0, 50*time.Millisecond), func() {
+			if t.p.alive() {
+				if err := t.Replica.StartFlush(); err != nil {
+					t.p.m.ended(t.p, err)
+				}
+			}
+		})
+	})
+	return nil
+}
+
+func (t tapped) Apply(entries []machine.Entry) ([]machine.Result, error) {
+	entries = canaryApply(entries)
+	results, err := t.Replica.Apply(entries)
+	if err == nil && t.p.alive() {
+		t.p.m.w.truth.applied(t.p, entries, results)
+	}
+	return results, err
+}
+
+// tickLater has the process hear of the next heartbeat interval by its clock.
+func (m *member) tickLater(p *process) {
+	m.w.after(m.clock.lasts(tick), func() {
+		if m.p != p || !p.alive() {
+			return
+		}
+		if !m.paused {
+			p.node.Tick(time.Now())
+		}
+		m.tickLater(p)
+	})
+}
+
+// planTurns draws when the turns that have something to do are taken.
+func (m *member) planTurns() {
+	p := m.p
+	if p == nil {
+		return
+	}
+	if p.disk.Crashed() {
+		m.crashed()
+		return
+	}
+	if m.paused {
+		return
+	}
+	if err := p.node.Err(); err != nil {
+		m.ended(p, err)
+		return
+	}
+	for t := range consensus.Turns {
+		if p.planned[t] || !p.node.Due(t) {
+			continue
+		}
+		p.planned[t] = true
+		m.w.after(m.delay(t), func() { m.take(p, t) })
+	}
+}
+
+// delay draws how long it takes until a turn is begun.
+func (m *member) delay(t consensus.Turn) time.Duration {
+	if m.w.chance(2) {
+		return m.w.between(0, 5*time.Millisecond)
+	}
+	return m.w.between(0, 100*time.Microsecond)
+}
+
+// take takes a turn. It may have to wait for the disk; others go on meanwhile.
+func (m *member) take(p *process, t consensus.Turn) {
+	if m.p != p {
+		return
+	}
+	if m.paused {
+		m.w.after(tick, func() { m.take(p, t) })
+		return
+	}
+	p.turns.Go(func() { // ends with the turn
+		err := p.takeTurn(t)
+		m.w.post(fmt.Sprintf("turn %d %d", m.id, t), func() {
+			p.planned[t] = false
+			if m.p == p && p.alive() && err != nil {
+				m.ended(p, err)
+			}
+		})
+	})
+}
+
+// takeTurn makes an error of a panic, so that the world can tell how it came to it.
+func (p *process) takeTurn(t consensus.Turn) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			p.m.trouble = time.Time{}
+		}
+	}()
+	return p.node.Take(t)
+}
+
+// crashed follows a crash that the disk has drawn.
+func (m *member) crashed() {
+	m.w.say("member %d crashed", m.id)
+	m.w.tally.crashes++
+	m.drop()
+}
+
+// ended follows the end of a process by itself.
+func (m *member) ended(p *process, err error) {
+	if m.p != p {
+		return
+	}
+	m.w.say("member %d ended: %v", m.id, err)
+	if time.Now().After(m.trouble) {
+		m.w.fail("member %d has stopped: %v", m.id, err)
+	}
+	p.disk.Kill()
+	m.drop()
+}
+
+// kill ends the process; with power, the whole machine.
+func (m *member) kill(power bool) {
+	if m.p == nil {
+		return
+	}
+	if power {
+		m.p.disk.Crash()
+		m.crashed()
+		return
+	}
+	m.w.say("member %d killed", m.id)
+	m.w.tally.kills++
+	m.p.disk.Kill()
+	m.drop()
+}
+
+// drop lets go of a process that has ended. What of it still runs has a disk and
+// a network that nobody sees.
+func (m *member) drop() {
+	p := m.p
+	m.w.lock.Lock()
+	m.p = nil
+	m.w.lock.Unlock()
+	p.dead.Store(true)
+	m.disk = p.disk.Reboot()
+	m.paused = false
+	m.w.left(p)
+	p.end()
+}
+
+// end stops what of a process still runs, in its own time.
+func (p *process) end() {
+	p.dead.Store(true)
+	p.cancel()
+	p.m.w.ending.Go(func() {
+		p.node.Fail(errors.New("sim: over"))
+		p.turns.Wait()
+		p.node.End()
+		p.lessor.Close()
+		p.group.Wait()
+		if err := errors.Join(p.replica.Close(false), p.data.Close()); err != nil {
+			p.m.w.logger(p.m.id).Debug("close", zap.Error(err))
+		}
+	})
+}

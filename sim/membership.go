@@ -1,0 +1,129 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/replica"
+)
+
+// maxMembers bounds a cluster that grows.
+const maxMembers = 6
+
+// reconfigure proposes one change of the membership: somebody new comes, a learner
+// becomes a voter, or somebody leaves, for good or to come again empty.
+func (w *world) reconfigure() {
+	list := w.truth.membership()
+	p := w.someone()
+	if p == nil || len(list) == 0 {
+		return
+	}
+	voters, learners := 0, []machine.Member(nil)
+	for _, m := range list {
+		if m.IsLearner {
+			learners = append(learners, m)
+		} else {
+			voters++
+		}
+	}
+	c := &machine.Change{}
+	switch n := w.draw(3); {
+	case len(learners) > 0 && n == 0:
+		c.Kind, c.Member.ID = machine.PromoteMember, learners[w.draw(len(learners))].ID
+	case n == 1 && voters > 2:
+		// With two left, the one that is removed may be the only one to know that it is.
+		c.Kind, c.Member.ID = machine.RemoveMember, list[w.draw(len(list))].ID
+	case len(list) < maxMembers:
+		w.lastMember++
+		id := w.lastMember
+		c.Kind = machine.AddMember
+		c.Member = machine.Member{ID: id, PeerURLs: []string{fmt.Sprintf("http://m%d", id)}, IsLearner: w.chance(60)}
+	default:
+		return
+	}
+	w.propose(p, c)
+}
+
+func (w *world) propose(p *process, c *machine.Change) {
+	w.say("through member %d: %s member %d, learner %v", p.m.id, c.Kind, c.Member.ID, c.Member.IsLearner)
+	p.node.ProposeChange(c, func(machine.Result) {}) // what comes of it, the truth tells
+}
+
+// joined has a member that was added come into being.
+func (w *world) joined(c machine.Change, list []machine.Member) {
+	if w.members[c.Member.ID] != nil {
+		return
+	}
+	m := &member{
+		w: w, id: c.Member.ID, disk: NewDisk(w.seed ^ c.Member.ID<<40), clock: newClock(), syncTime: w.plan.SyncTime,
+		founding: &replica.Founding{ClusterID: clusterID, MemberID: c.Member.ID, Members: list, Joins: true},
+	}
+	w.lock.Lock()
+	w.members[m.id] = m
+	w.lock.Unlock()
+	w.tally.changes++
+	w.after(w.between(0, 500*time.Millisecond), m.start)
+}
+
+// leave ends a member that has been removed.
+func (m *member) leave() {
+	if m.gone {
+		return
+	}
+	m.w.say("member %d leaves", m.id)
+	m.gone = true
+	m.w.tally.changes++
+	if m.p != nil {
+		m.p.disk.Kill()
+		m.drop()
+	}
+}
+
+// membership returns who is in the cluster as of what has been agreed on.
+func (t *truth) membership() []machine.Member {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.members)
+}
+
+// changed follows a change of the membership. With mu.
+func (t *truth) changed(c machine.Change) {
+	i := slices.IndexFunc(t.members, func(m machine.Member) bool { return m.ID == c.Member.ID })
+	switch c.Kind {
+	case machine.AddMember:
+		t.members = append(slices.Clone(t.members), c.Member)
+		list := t.members
+		t.w.post(fmt.Sprintf("joins %d", c.Member.ID), func() { t.w.joined(c, list) })
+	case machine.PromoteMember:
+		if i >= 0 {
+			t.members = slices.Clone(t.members)
+			t.members[i].IsLearner = false
+		}
+	case machine.RemoveMember:
+		t.members = slices.Delete(slices.Clone(t.members), i, i+1)
+	}
+}
+
+// changes is told of changes that a process has applied.
+func (p *process) changes([]machine.Change) {
+	if p.replica.Machine().Members.Removed(p.m.id) {
+		// It has to tell the others that the entry is committed.
+		p.m.w.post(fmt.Sprintf("leaves %d", p.m.id), func() { p.m.w.after(5*tick, p.m.leave) })
+	}
+}
+
+// promoteAll makes voters of the learners that are left.
+func (w *world) promoteAll() {
+	if w.finished {
+		return
+	}
+	for _, m := range w.truth.membership() {
+		if p := w.someone(); p != nil && m.IsLearner {
+			w.propose(p, &machine.Change{Kind: machine.PromoteMember, Member: machine.Member{ID: m.ID}})
+			break
+		}
+	}
+	w.after(300*time.Millisecond, w.promoteAll)
+}

@@ -1,0 +1,192 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// network carries messages between members. Each direction of each pair is a
+// link of its own.
+type network struct {
+	w       *world
+	cut     map[[2]uint64]bool      // links that lose everything
+	last    map[[2]uint64]time.Time // when the last message of a link arrives
+	loss    int                     // percent
+	double  int                     // percent
+	ordered bool                    // a link keeps its messages in order, but for those that come twice
+	slowest time.Duration
+	carried int
+}
+
+// send takes the messages of a member. What is lost its sender hears of, as the
+// end of a connection tells it.
+func (n *network) send(from *process, ms []*pb.Message) {
+	for _, m := range ms {
+		if m.GetType() == pb.MsgSnap {
+			n.sendSnapshot(from, m)
+			continue
+		}
+		link := [2]uint64{from.m.id, m.GetTo()}
+		if n.cut[link] || n.w.chance(n.loss) {
+			n.w.after(n.w.between(0, 20*time.Millisecond), func() {
+				if from.alive() {
+					from.node.Unreachable(m.GetTo())
+				}
+			})
+			continue
+		}
+		m := proto.CloneOf(m)
+		n.deliver(link, m)
+		if n.w.chance(n.double) {
+			n.deliver(link, proto.CloneOf(m))
+		}
+	}
+}
+
+func (n *network) deliver(link [2]uint64, m *pb.Message) {
+	n.carried++
+	at := time.Now().Add(n.w.between(50*time.Microsecond, n.slowest))
+	if n.ordered && at.Before(n.last[link]) {
+		at = n.last[link]
+	}
+	n.last[link] = at
+	n.w.after(time.Until(at), func() {
+		if n.cut[link] {
+			return
+		}
+		to := n.w.members[link[1]]
+		if to == nil || to.p == nil || !to.p.alive() {
+			return
+		}
+		if canaryDeliver(m) {
+			return
+		}
+		to.p.node.Receive(m)
+	})
+}
+
+// greet has the members that have been removed told so: connections are made all
+// the time, and theirs are refused.
+func (n *network) greet() {
+	for _, from := range n.w.inOrder() {
+		for _, to := range n.w.inOrder() {
+			if from.serves() && to.serves() && !n.cut[[2]uint64{from.id, to.id}] && !n.cut[[2]uint64{to.id, from.id}] &&
+				to.p.replica.Machine().Members.Removed(from.id) {
+				from.leave()
+			}
+		}
+	}
+	n.w.after(electionTicks*tick, n.greet)
+}
+
+// sendSnapshot sends the state itself in answer to a message about it.
+func (n *network) sendSnapshot(from *process, m *pb.Message) {
+	to := m.GetTo()
+	m = proto.CloneOf(m)
+	name := fmt.Sprintf("snapshot %d-%d", from.m.id, to)
+	from.group.Go(func() { // ends with the transfer
+		err := n.transfer(from, to, m)
+		n.w.post(name, func() {
+			n.w.say("%s: index %d, %v", name, m.GetSnapshot().GetMetadata().GetIndex(), err)
+			if err == nil {
+				n.w.tally.snapshots++
+			}
+			if from.alive() {
+				from.node.SnapshotSent(to, err == nil)
+			}
+		})
+	})
+}
+
+// errCut ends a transfer.
+var errCut = fmt.Errorf("sim: the connection is broken")
+
+// pieceBytes of a file travel at once.
+const pieceBytes = 64 << 10
+
+func (n *network) transfer(from *process, id uint64, m *pb.Message) error {
+	c, err := from.replica.Take()
+	if err != nil {
+		return err
+	}
+	defer c.Release()
+	m.Snapshot.Metadata = &pb.SnapshotMetadata{
+		Index: &c.Index, Term: &c.Term, ConfState: &pb.ConfState{Voters: c.Voters, Learners: c.Learners},
+	}
+	to := n.receiver(from, id)
+	if to == nil {
+		return errCut
+	}
+	if !to.receiving.TryLock() {
+		return fmt.Errorf("sim: another snapshot is being received")
+	}
+	defer to.receiving.Unlock()
+	to.group.Add(1)
+	defer to.group.Done()
+	dir, err := to.replica.Begin(c.Index)
+	if err != nil {
+		return err
+	}
+	if err := n.copyFiles(from, to, c.Dir, dir, c.Files); err != nil {
+		to.replica.Abort(dir)
+		return err
+	}
+	return to.replica.Complete(c.Index, dir, func() (bool, error) { return to.node.ReceiveSnapshot(context.Background(), m) })
+}
+
+// receiver returns who receives, if he can be reached.
+func (n *network) receiver(from *process, id uint64) *process {
+	n.w.lock.Lock()
+	defer n.w.lock.Unlock()
+	to := n.w.members[id]
+	if to == nil || to.p == nil || !to.p.alive() || !from.alive() || n.cut[[2]uint64{from.m.id, id}] || n.cut[[2]uint64{id, from.m.id}] {
+		return nil
+	}
+	return to.p
+}
+
+func (n *network) copyFiles(from, to *process, src, dst string, files []string) error {
+	for _, name := range files {
+		in, err := from.disk.Open(src + "/" + name)
+		if err != nil {
+			return err
+		}
+		out, err := to.disk.Create(dst+"/"+name, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			return err
+		}
+		b := make([]byte, pieceBytes)
+		for {
+			time.Sleep(time.Millisecond)
+			if n.receiver(from, to.m.id) != to {
+				return errCut
+			}
+			k, err := in.Read(b)
+			if k > 0 {
+				if _, err := out.Write(b[:k]); err != nil {
+					return err
+				}
+			}
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if err := out.Sync(); err != nil {
+			return err
+		}
+	}
+	d, err := to.disk.OpenDir(dst)
+	if err != nil {
+		return err
+	}
+	return d.Sync()
+}

@@ -1,0 +1,226 @@
+package sim
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+)
+
+var (
+	seeds   = flag.Int("sim.seeds", 20, "how many seeds to run")
+	first   = flag.Uint64("sim.seed", 1, "the first seed")
+	verbose = flag.Bool("sim.verbose", false, "log what happens")
+	trace   = flag.Bool("sim.trace", false, "and every single event")
+	lasting = flag.Duration("sim.for", 0, "run new seeds for so long, instead of a number")
+)
+
+// TestSeeds runs the full mix of faults.
+func TestSeeds(t *testing.T) {
+	var sum tally
+	began, ran := time.Now(), 0
+	for ran < *seeds && *lasting == 0 || time.Since(began) < *lasting {
+		seed := *first + uint64(ran)
+		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			w := runSeed(t, seed)
+			sum.add(&w.tally)
+		})
+		if ran++; !ok {
+			t.FailNow()
+		}
+	}
+	t.Logf("%d seeds from %d, %.0f in an hour: %+v", ran, *first, float64(ran)/time.Since(began).Hours(), sum)
+}
+
+// TestASeedIsARun shows that a seed can be replayed.
+func TestASeedIsARun(t *testing.T) {
+	for seed := range uint64(10) {
+		var traces [2]uint64
+		for i := range traces {
+			t.Run(fmt.Sprint(seed+1, i), func(t *testing.T) { traces[i] = runSeed(t, seed+1).trace })
+		}
+		if traces[0] != traces[1] {
+			t.Errorf("seed %d ran in two ways", seed+1)
+		}
+	}
+}
+
+func (s *tally) add(o *tally) {
+	s.crashes += o.crashes
+	s.kills += o.kills
+	s.pauses += o.pauses
+	s.cuts += o.cuts
+	s.snapshots += o.snapshots
+	s.restarts += o.restarts
+	s.changes += o.changes
+	s.full += o.full
+	s.rot += o.rot
+	s.acked += o.acked
+	s.unknown += o.unknown
+	s.refused += o.refused
+	s.reads += o.reads
+	s.events += o.events
+	s.progress += o.progress
+	s.expired += o.expired
+	s.compactions += o.compactions
+}
+
+func runSeed(t *testing.T, seed uint64) *world {
+	cryptotest.SetGlobalRandom(t, seed)
+	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*member{}, leases: map[int64]*leaseOwner{}}
+	w.plan = drawPlan(w.rng)
+	w.plan.Verbose, w.plan.Trace = *verbose, *trace
+	synctest.Test(t, func(t *testing.T) {
+		w.t, w.began = t, time.Now()
+		w.zap = zap.NewNop()
+		if *verbose {
+			w.zap = zap.Must(zap.NewDevelopment())
+		}
+		w.truth = newTruth(w)
+		w.net = &network{w: w, cut: map[[2]uint64]bool{}, last: map[[2]uint64]time.Time{}, loss: w.plan.Loss, double: w.plan.Double, ordered: w.plan.Ordered, slowest: w.plan.Slowest}
+		w.live()
+		if w.failed != "" {
+			if !*verbose {
+				for _, l := range w.lines {
+					t.Log(l)
+				}
+			}
+			t.Errorf("%s\nreplay: go test ./sim -count 1 -run '^TestSeeds$' -args -sim.seed=%d -sim.seeds=1 -sim.verbose", w.failed, seed)
+		}
+		w.end()
+	})
+	return w
+}
+
+// live is the life of a world.
+func (w *world) live() {
+	shown := w.plan
+	shown.Verbose, shown.Trace = false, false
+	w.say("%+v", shown)
+	w.found()
+	for i := range w.plan.Clients {
+		c := &client{w: w, id: i}
+		w.clients = append(w.clients, c)
+		w.after(w.between(0, 300*time.Millisecond), c.next)
+	}
+	for i := range w.plan.Watchers {
+		x := &watcher{w: w, id: i, prevKV: w.chance(50), slow: w.chance(20)}
+		x.key, x.end = (&client{w: w}).span()
+		w.watchers = append(w.watchers, x)
+		w.after(w.between(0, 300*time.Millisecond), x.begin)
+	}
+	w.after(500*time.Millisecond, w.disturb)
+	w.after(0, w.net.greet)
+	w.run(w.plan.Faults)
+	w.mend()
+	w.restartAll()
+	w.promoteAll()
+	w.run(4 * time.Second)
+	w.finished = true
+	for _, m := range w.inOrder() {
+		m.start()
+	}
+	w.run(6 * time.Second) // every lease has expired by then
+	w.check()
+	w.say("after %d events %d commands are answered, %d refused, and %d are open; %d reads", w.stamp, w.tally.acked, w.tally.refused, w.tally.unknown, w.tally.reads)
+}
+
+// check looks at what must hold when all has been well for a while.
+func (w *world) check() {
+	if w.failed != "" {
+		return
+	}
+	w.truth.mu.Lock()
+	entries, rev, left := len(w.truth.entries), w.truth.model.rev, len(w.truth.model.leases)
+	w.truth.mu.Unlock()
+	var leader uint64
+	hashes := map[string]bool{}
+	for _, m := range w.staying() {
+		if m.p == nil {
+			w.fail("member %d does not run in the end", m.id)
+			return
+		}
+		st := m.p.node.Status()
+		if st.Leader == 0 || leader != 0 && st.Leader != leader {
+			w.fail("member %d takes %d for the leader, others %d", m.id, st.Leader, leader)
+		}
+		leader = st.Leader
+		if applied := m.p.replica.Applied(); applied != uint64(entries)+1 {
+			w.fail("member %d has applied entry %d, others %d", m.id, applied, entries+1)
+		}
+		for range 20 { // a lease clock may just record something
+			if st = m.p.node.Status(); st.Pending > 0 {
+				w.run(50 * time.Millisecond)
+			}
+		}
+		if st.Pending != 0 {
+			w.fail("member %d still holds %d proposals", m.id, st.Pending)
+		}
+		sum, at, compacted, err := m.p.replica.Machine().KV.HashKV(context.Background(), 0)
+		if err != nil {
+			w.fail("member %d: %v", m.id, err)
+		}
+		hashes[fmt.Sprintf("%08x at %d, compacted %d", sum, at, compacted)] = true
+		resp, err := m.p.replica.Machine().KV.Range(context.Background(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
+		if d := w.truth.checkRead(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}, resp, err, rev); d != "" {
+			w.fail("member %d in the end: %s", m.id, d)
+		}
+	}
+	if len(hashes) != 1 {
+		w.fail("the members differ: %v", hashes)
+	}
+	if left != 0 {
+		w.fail("%d leases have not expired", left)
+	}
+	for _, x := range w.watchers {
+		if n := x.missing(rev); n > 0 {
+			w.fail("watcher %d has not been told of %d revisions", x.id, n)
+		}
+	}
+	if w.tally.acked < 20 {
+		w.fail("only %d commands were answered", w.tally.acked)
+	}
+}
+
+// end stops all that runs.
+func (w *world) end() {
+	w.finished, w.calm = true, true
+	for _, x := range w.watchers {
+		x.turn++
+		if x.reader != nil {
+			x.reader.cancel()
+			w.ending.Go(x.stream.Close)
+		}
+	}
+	for _, m := range w.inOrder() {
+		if m.p != nil {
+			m.p.disk.Kill()
+			m.drop()
+		}
+	}
+	for {
+		opening := false
+		for _, m := range w.inOrder() {
+			opening = opening || m.opening
+		}
+		w.settle()
+		if !opening {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for _, m := range w.inOrder() {
+		if m.p != nil {
+			m.p.disk.Kill()
+			m.drop()
+		}
+	}
+	w.ending.Wait()
+}

@@ -1,0 +1,218 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/mvcc"
+	"github.com/coteriedb/coterie/replica"
+)
+
+// truth is what has been agreed on: the entries that any member has applied, and
+// what the model makes of them. All members must apply the same ones, with the
+// model's results; what clients and watchers are told must follow from them.
+//
+// A response names the revision that it is of, and so the place in the order of
+// all that it claims. That it does not go back behind anything that was answered
+// before it was asked for is all that linearizability asks for beyond that.
+type truth struct {
+	w *world
+
+	mu      sync.Mutex
+	model   *model
+	members []machine.Member    // Guarded by mu.
+	entries []agreed            // Guarded by mu. From the first after those that a cluster begins with.
+	placed  map[uint64]*place   // Guarded by mu. Commands of clients, by their ids.
+	expired map[int64]time.Time // Guarded by mu. Leases that the clock has ended, and when.
+}
+
+// agreed is an entry that was applied.
+type agreed struct {
+	entry    machine.Entry
+	outcomes []outcome
+	// seen is set when a change of the membership was applied, and took when it was accepted.
+	seen, took bool
+}
+
+// outcome is what the model answers.
+type outcome struct {
+	resp proto.Message
+	err  error
+}
+
+// place is where in the order of all commands one is.
+type place struct {
+	position uint64 // in the order of all commands
+	revision int64  // after it
+	outcome
+}
+
+func newTruth(w *world) *truth {
+	return &truth{w: w, model: newModel(), placed: map[uint64]*place{}, expired: map[int64]time.Time{}}
+}
+
+// fail breaks off the run; it may be called from any goroutine.
+func (t *truth) fail(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	t.w.post("a truth", func() { t.w.fail("%s", text) })
+}
+
+// applied takes note of entries that a process has applied.
+func (t *truth) applied(p *process, entries []machine.Entry, results []machine.Result) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range entries {
+		e := &entries[i]
+		n := e.Index - replica.FirstIndex - 1
+		switch {
+		case n > uint64(len(t.entries)):
+			t.fail("member %d applies entry %d, and nobody has applied entry %d", p.m.id, e.Index, replica.FirstIndex+1+len(t.entries))
+			return
+		case n == uint64(len(t.entries)):
+			t.agree(e)
+		case !sameEntry(&t.entries[n].entry, e):
+			t.fail("member %d applies another entry %d than others have, of term %d and not %d", p.m.id, e.Index, e.Term, t.entries[n].entry.Term)
+			return
+		}
+		if e.Change != nil {
+			took := results[0].Err == nil
+			results = results[1:]
+			if a := &t.entries[n]; !a.seen {
+				if a.seen, a.took = true, took; took {
+					t.changed(*e.Change)
+				}
+			} else if took != a.took {
+				t.fail("member %d takes a change of the membership, entry %d: %v, and others: %v", p.m.id, e.Index, took, !took)
+				return
+			}
+			continue
+		}
+		for j, want := range t.entries[n].outcomes {
+			if d := differs(results[j].Response, results[j].Err, want.resp, want.err); d != "" {
+				t.fail("member %d, entry %d, command %d: %s", p.m.id, e.Index, j, d)
+				return
+			}
+		}
+		results = results[len(e.Commands):]
+	}
+}
+
+func sameEntry(a, b *machine.Entry) bool {
+	return a.Term == b.Term && (a.Change == nil) == (b.Change == nil) && slices.EqualFunc(a.Commands, b.Commands, slices.Equal)
+}
+
+// agree has the model evaluate an entry. With mu.
+func (t *truth) agree(e *machine.Entry) {
+	a := agreed{entry: machine.Entry{Index: e.Index, Term: e.Term, Change: e.Change}}
+	for j, c := range e.Commands {
+		a.entry.Commands = append(a.entry.Commands, slices.Clone(c))
+		r := &pb.InternalRaftRequest{}
+		if err := proto.Unmarshal(c, r); err != nil {
+			t.fail("entry %d, command %d: %v", e.Index, j, err)
+			return
+		}
+		resp, err := t.model.apply(r)
+		o := outcome{resp, err}
+		a.outcomes = append(a.outcomes, o)
+		id := r.GetHeader().GetID()
+		switch {
+		case id == 0 && r.LeaseRevoke != nil && err == nil:
+			t.expired[r.LeaseRevoke.ID] = time.Now()
+			t.w.post("expired", func() { t.w.leaseEnded(r.LeaseRevoke.ID) })
+		case id != 0 && t.placed[id] != nil:
+			t.fail("command %d is applied twice: %v", id, r)
+		case id != 0:
+			t.placed[id] = &place{position: e.Index<<16 | uint64(j), revision: t.model.rev, outcome: o}
+		}
+	}
+	t.entries = append(t.entries, a)
+}
+
+// where returns where a command of a client is, nil if it has not been applied.
+func (t *truth) where(id uint64) *place {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.placed[id]
+}
+
+func (t *truth) revision() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.model.rev
+}
+
+func (t *truth) compacted() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.model.compact
+}
+
+// checkRead says what is wrong with the answer to a range. after is the revision
+// that it must not be behind.
+func (t *truth) checkRead(r *pb.RangeRequest, resp *pb.RangeResponse, err error, after int64) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case errors.Is(err, mvcc.ErrCompacted):
+		if r.Revision == 0 || r.Revision >= t.model.compact {
+			return fmt.Sprintf("a read of revision %d is refused as compacted, and the compaction is of %d", r.Revision, t.model.compact)
+		}
+		return ""
+	case errors.Is(err, mvcc.ErrFutureRev):
+		if r.Revision <= after {
+			return fmt.Sprintf("a read of revision %d is refused as of the future, after %d", r.Revision, after)
+		}
+		return ""
+	case err != nil:
+		return err.Error()
+	}
+	rev := resp.Header.Revision
+	if rev < after {
+		return fmt.Sprintf("a read is of revision %d, when %d had been answered before it began: it is stale", rev, after)
+	}
+	if rev > t.model.rev {
+		return fmt.Sprintf("a read is of revision %d, and nobody has applied more than %d", rev, t.model.rev)
+	}
+	unlimited := proto.CloneOf(r)
+	compact := t.model.compact
+	t.model.compact = -1 // what is answered must be right, even if it could have been refused
+	want, wantErr := t.model.read(unlimited, rev)
+	t.model.compact = compact
+	return differs(resp, nil, want, wantErr)
+}
+
+// eventsOf returns what a watcher of a range is to be told of the revisions from
+// to to.
+func (t *truth) eventsOf(key, end []byte, from, to int64) (revisions [][]*mvccpb.Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for rev := max(from, 2); rev <= min(to, t.model.rev); rev++ {
+		var evs []*mvccpb.Event
+		for _, e := range t.model.events[rev] {
+			if within(e.Kv.Key, key, end) {
+				evs = append(evs, e)
+			}
+		}
+		if len(evs) > 0 {
+			revisions = append(revisions, evs)
+		}
+	}
+	return revisions
+}
+
+// before returns the state of a key before an event, and whether it may be gone
+// with a compaction.
+func (t *truth) before(e *mvccpb.Event) (kv *mvccpb.KeyValue, forgotten bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	rev := e.Kv.ModRevision - 1
+	return t.model.at(string(e.Kv.Key), rev), rev < t.model.compact
+}
