@@ -5,10 +5,13 @@ OPS      ?= 200000
 KILLS    ?= 1000
 ROUNDS   ?= 20
 STRESS   ?= 5m
+SEEDS    ?= 500
+SEED     ?= $$(date +%s)
+FOR      ?=
 ROWS     ?= .
 PROFILES ?= profiles
 
-.PHONY: help build cluster test check race fuzz oracle crash faults stress bench profile docs
+.PHONY: help build cluster test check race fuzz oracle crash faults sim stress bench profile docs
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,6 +47,9 @@ crash: ## kill the server KILLS times (1000) under load and check every promise
 
 faults: ## hurt clusters for ROUNDS rounds (20) of a minute, from a new seed, and check every promise (needs root)
 	COTERIE_TEST_NETWORK=1 go -C tests test ./cluster -count 1 -timeout 0 -v -run '^TestFaults$$' -args -cluster.rounds=$(ROUNDS) -cluster.duration=1m -cluster.seed=$$(date +%s)
+
+sim: ## simulate clusters under all faults, SEEDS seeds (500) from SEED (a new one), or for FOR (1h, say)
+	go test ./sim -count 1 -timeout 0 -v -run '^TestSeeds$$' -args -sim.seed=$(SEED) $(if $(FOR),-sim.for=$(FOR),-sim.seeds=$(SEEDS)) | grep -v '^ *\(=== RUN\|--- PASS: TestSeeds/\)'
 
 stress: ## run consensus under all faults at once, in simulated time, for STRESS (5m), from a new seed
 	go test ./consensus -count 1 -timeout 0 -run '^TestStress$$' -consensus.stress=$(STRESS) -consensus.seed=$$(date +%s)

@@ -1,15 +1,83 @@
-//go:build !canary
-
 package sim
 
 import (
-	pb "go.etcd.io/raft/v3/raftpb"
+	"slices"
+	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 )
 
-const canarySkipSync = false
+// Canaries are defects that a world can be given. A checker that has never found
+// anything proves nothing.
+const (
+	skippedSync   = "skipped-sync"   // the log acknowledges what is not on the disk
+	unaskedRead   = "unasked-read"   // a linearizable read asks nobody whether it is up to date
+	lostEvent     = "lost-event"     // a watcher does not get the event of the compacted revision
+	doubledEntry  = "doubled-entry"  // some puts are applied twice
+	hastyLease    = "hasty-lease"    // the clock of leases goes a third too fast
+	looseSnapshot = "loose-snapshot" // the files of a received snapshot are not synced
+)
 
-func canaryDeliver(*pb.Message) bool { return false }
+var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, hastyLease, looseSnapshot}
 
-func canaryApply(entries []machine.Entry) []machine.Entry { return entries }
+// doubled has a put applied twice, seldom.
+func (w *world) doubled(entries []machine.Entry) []machine.Entry {
+	if w.canary != doubledEntry {
+		return entries
+	}
+	entries = slices.Clone(entries)
+	for i := range entries {
+		for j, c := range entries[i].Commands {
+			r := &pb.InternalRaftRequest{}
+			// Which one must be the same wherever it is applied: only then is it the model that notices.
+			if proto.Unmarshal(c, r) != nil || r.Txn == nil || r.GetHeader().GetID()%50 != 0 {
+				continue
+			}
+			for _, op := range r.Txn.Success {
+				if p := op.GetRequestPut(); p != nil {
+					r.Txn.Success = append(slices.Clone(r.Txn.Success), &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: p}})
+					break
+				}
+			}
+			if b, err := proto.Marshal(r); err == nil {
+				entries[i].Commands = slices.Clone(entries[i].Commands)
+				entries[i].Commands[j] = b
+			}
+		}
+	}
+	return entries
+}
+
+// forget takes the events of the compacted revision out of a response, and reports
+// whether anything is left.
+func (w *world) forget(m *pb.WatchResponse) bool {
+	if len(m.Events) == 0 {
+		return true
+	}
+	m.Events = slices.DeleteFunc(m.Events, func(e *mvccpb.Event) bool { return e.Kv.ModRevision == w.truth.compacted() })
+	return len(m.Events) > 0
+}
+
+// hasty is a clock that goes too fast.
+type hasty struct {
+	lessor.Clock
+	began time.Time
+}
+
+func (c hasty) Now() time.Time {
+	return c.began.Add(c.Clock.Now().Sub(c.began) * 4 / 3)
+}
+
+func (c hasty) After(d time.Duration) <-chan time.Time { return c.Clock.After(d * 3 / 4) }
+
+func (w *world) hurried(c *clock) lessor.Clock {
+	if w.canary != hastyLease {
+		return c
+	}
+	return hasty{c, c.Now()}
+}

@@ -41,8 +41,9 @@ type member struct {
 	founding *replica.Founding
 	disk     *Disk
 	p        *process // nil while none runs; changed with world.lock held
-	opening  bool
-	gone     bool // removed from the cluster
+	opening  bool     // somebody has started it
+	begun    bool     // and its process has begun to open
+	gone     bool     // removed from the cluster
 	paused   bool
 	clock    *clock
 	syncTime time.Duration // what a sync takes at most
@@ -84,6 +85,7 @@ func (m *member) start() {
 		p := &process{m: m, disk: m.disk}
 		p.ctx, p.cancel = context.WithCancel(context.Background())
 		m.disk.Slow(m.latency)
+		m.begun = true
 		go func() { // ends when the member is open
 			err := p.open()
 			m.w.post(fmt.Sprintf("open %d", m.id), func() { m.opened(p, err) })
@@ -107,7 +109,7 @@ func (m *member) latency(name string, syncs uint64) time.Duration {
 
 // opened takes a process that has been opened into the cluster.
 func (m *member) opened(p *process, err error) {
-	m.opening = false
+	m.opening, m.begun = false, false
 	switch {
 	case p.disk.Crashed():
 		m.w.say("member %d crashed while it started: %v", m.id, err)
@@ -144,7 +146,7 @@ func (p *process) open() (err error) {
 	plan := &m.w.plan
 	p.data, err = replica.Open(replica.Options{
 		Path: "/data", FS: p.disk, Logger: m.w.logger(m.id),
-		Log:    wal.Options{SegmentBytes: plan.SegmentBytes, CacheBytes: plan.CacheBytes, Logger: m.w.logger(m.id), NoSync: canarySkipSync},
+		Log:    wal.Options{SegmentBytes: plan.SegmentBytes, CacheBytes: plan.CacheBytes, Logger: m.w.logger(m.id), NoSync: m.w.canary == skippedSync},
 		Engine: engine.Options{MemTableBytes: 256 << 10, CacheBytes: 4 << 20, OnFatal: fatal, Logger: m.w.logger(m.id)},
 	}, func() (*replica.Founding, error) { return m.founding, nil })
 	if err != nil {
@@ -165,7 +167,7 @@ func (p *process) open() (err error) {
 		err = errRemoved
 	}
 	p.lessor = lessor.New(state.Leases, lessor.Options{
-		Clock: m.clock, Extend: electionTicks * tick, CheckpointInterval: plan.Checkpoints, MaxInFlight: 32, Logger: m.w.logger(m.id),
+		Clock: m.w.hurried(m.clock), Extend: electionTicks * tick, CheckpointInterval: plan.Checkpoints, MaxInFlight: 32, Logger: m.w.logger(m.id),
 	})
 	if err == nil {
 		cfg := consensus.Config{
@@ -348,8 +350,7 @@ func (t tapped) StartFlush() error {
 }
 
 func (t tapped) Apply(entries []machine.Entry) ([]machine.Result, error) {
-	entries = canaryApply(entries)
-	results, err := t.Replica.Apply(entries)
+	results, err := t.Replica.Apply(t.p.m.w.doubled(entries))
 	if err == nil && t.p.alive() {
 		t.p.m.w.truth.applied(t.p, entries, results)
 	}

@@ -64,9 +64,6 @@ func (n *network) deliver(link [2]uint64, m *pb.Message) {
 		if to == nil || to.p == nil || !to.p.alive() {
 			return
 		}
-		if canaryDeliver(m) {
-			return
-		}
 		to.p.node.Receive(m)
 	})
 }
@@ -179,6 +176,9 @@ func (n *network) copyFiles(from, to *process, src, dst string, files []string) 
 			if err != nil {
 				return err
 			}
+		}
+		if n.w.canary == looseSnapshot {
+			continue
 		}
 		if err := out.Sync(); err != nil {
 			return err

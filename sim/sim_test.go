@@ -52,6 +52,22 @@ func TestASeedIsARun(t *testing.T) {
 	}
 }
 
+// TestCanaries shows that defects are found.
+func TestCanaries(t *testing.T) {
+	const most = 200
+	for _, canary := range canaries {
+		t.Run(canary, func(t *testing.T) {
+			for seed := range uint64(most) {
+				if w := runWorld(t, seed+1, canary); w.failed != "" {
+					t.Logf("found by seed %d: %s", seed+1, w.failed)
+					return
+				}
+			}
+			t.Errorf("not found by %d seeds", most)
+		})
+	}
+}
+
 func (s *tally) add(o *tally) {
 	s.crashes += o.crashes
 	s.kills += o.kills
@@ -72,9 +88,23 @@ func (s *tally) add(o *tally) {
 	s.compactions += o.compactions
 }
 
+// runSeed runs a seed, in which nothing must be broken.
 func runSeed(t *testing.T, seed uint64) *world {
+	w := runWorld(t, seed, "")
+	if w.failed != "" {
+		if !*verbose {
+			for _, l := range w.lines {
+				t.Log(l)
+			}
+		}
+		t.Errorf("%s\nreplay: go test ./sim -count 1 -run '^TestSeeds$' -args -sim.seed=%d -sim.seeds=1 -sim.verbose", w.failed, seed)
+	}
+	return w
+}
+
+func runWorld(t *testing.T, seed uint64, canary string) *world {
 	cryptotest.SetGlobalRandom(t, seed)
-	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*member{}, leases: map[int64]*leaseOwner{}}
+	w := &world{seed: seed, canary: canary, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*member{}, leases: map[int64]*leaseOwner{}}
 	w.plan = drawPlan(w.rng)
 	w.plan.Verbose, w.plan.Trace = *verbose, *trace
 	synctest.Test(t, func(t *testing.T) {
@@ -86,14 +116,6 @@ func runSeed(t *testing.T, seed uint64) *world {
 		w.truth = newTruth(w)
 		w.net = &network{w: w, cut: map[[2]uint64]bool{}, last: map[[2]uint64]time.Time{}, loss: w.plan.Loss, double: w.plan.Double, ordered: w.plan.Ordered, slowest: w.plan.Slowest}
 		w.live()
-		if w.failed != "" {
-			if !*verbose {
-				for _, l := range w.lines {
-					t.Log(l)
-				}
-			}
-			t.Errorf("%s\nreplay: go test ./sim -count 1 -run '^TestSeeds$' -args -sim.seed=%d -sim.seeds=1 -sim.verbose", w.failed, seed)
-		}
 		w.end()
 	})
 	return w
@@ -208,7 +230,7 @@ func (w *world) end() {
 	for {
 		opening := false
 		for _, m := range w.inOrder() {
-			opening = opening || m.opening
+			opening = opening || m.begun
 		}
 		w.settle()
 		if !opening {

@@ -34,7 +34,6 @@ type watcher struct {
 type reader struct {
 	stream *watch.Stream
 	cancel context.CancelFunc
-	gate   chan struct{} // closed, or of who lets it read on
 }
 
 // begin opens a stream on some member.
@@ -126,6 +125,9 @@ func (x *watcher) told(turn int, m *pb.WatchResponse, err error) {
 	}
 	if err != nil {
 		bad("its response cannot be decoded: %v", err)
+		return
+	}
+	if x.w.canary == lostEvent && !x.w.forget(m) {
 		return
 	}
 	rev := m.GetHeader().GetRevision()

@@ -60,6 +60,7 @@ type world struct {
 	mu     sync.Mutex
 	posted []post // Guarded by mu.
 
+	canary string // a defect that is to be found
 	failed string // the first promise that was broken
 	tally  tally
 }
