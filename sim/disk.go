@@ -166,6 +166,17 @@ func (d *Disk) Files() (names []string) {
 	return names
 }
 
+// Size returns how many bytes a file has.
+func (d *Disk) Size(name string) int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.find(name)
+	if err != nil {
+		return 0
+	}
+	return int64(len(n.data))
+}
+
 // Rot flips one bit of what a file holds, at rest.
 func (d *Disk) Rot(name string, bit int64) error {
 	d.mu.Lock()

@@ -83,7 +83,7 @@ func (w *world) disturb() {
 	defer w.after(w.between(w.plan.Pace/4, 2*w.plan.Pace), w.disturb)
 	all := w.inOrder()
 	m := all[w.draw(len(all))]
-	switch w.draw(16) {
+	switch w.draw(17) {
 	case 0:
 		m.kill(true)
 	case 1:
@@ -131,6 +131,10 @@ func (w *world) disturb() {
 		if w.plan.Changes {
 			w.reconfigure()
 		}
+	case 16:
+		if !w.plan.Changes { // of three, one may leave and another be lost, but not both
+			w.rot(m)
+		}
 	}
 }
 
@@ -149,6 +153,42 @@ func (w *world) fill(m *member) {
 			p.disk.SetRoom(-1)
 		}
 	})
+}
+
+// rot flips a bit of what a member that does not run has on its disk. It must not
+// serve what follows from that: it refuses to start, or stops when it meets it.
+// Then it is removed, for its data is lost; so only a few of all may have that.
+func (w *world) rot(m *member) {
+	voters := 0
+	for _, of := range w.truth.membership() {
+		if !of.IsLearner {
+			voters++
+		}
+		if k := w.members[of.ID]; k == nil || k.rotten || k.gone {
+			return
+		}
+	}
+	if m.p != nil || m.opening || m.gone || voters < 3 {
+		return
+	}
+	files := slices.DeleteFunc(m.disk.Files(), func(name string) bool { return m.disk.Size(name) == 0 })
+	if len(files) == 0 {
+		return
+	}
+	name := files[w.draw(len(files))]
+	bit := w.rng.Int64N(8 * m.disk.Size(name))
+	w.say("bit %d of %s of member %d flips", bit, name, m.id)
+	if err := m.disk.Rot(name, bit); err != nil {
+		w.fail("%v", err)
+	}
+	m.rotten = true
+}
+
+// lose gives up a member whose data is damaged.
+func (m *member) lose(err error) {
+	m.w.say("member %d is lost: %v", m.id, err)
+	m.w.tally.rot++
+	m.gone = true
 }
 
 // cutSome cuts links: one member's, those between two groups, or some in one

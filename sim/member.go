@@ -43,7 +43,8 @@ type member struct {
 	p        *process // nil while none runs; changed with world.lock held
 	opening  bool     // somebody has started it
 	begun    bool     // and its process has begun to open
-	gone     bool     // removed from the cluster
+	gone     bool     // removed from the cluster, or its data is lost
+	rotten   bool     // a bit of its data has flipped
 	paused   bool
 	clock    *clock
 	syncTime time.Duration // what a sync takes at most
@@ -121,6 +122,9 @@ func (m *member) opened(p *process, err error) {
 	case errors.Is(err, errRemoved):
 		m.w.say("member %d has been removed", m.id)
 		m.gone = true
+		return
+	case err != nil && m.rotten:
+		m.lose(err)
 		return
 	case err != nil:
 		m.w.fail("member %d does not start: %v", m.id, err)
@@ -448,6 +452,12 @@ func (m *member) ended(p *process, err error) {
 		return
 	}
 	m.w.say("member %d ended: %v", m.id, err)
+	if m.rotten && !strings.HasPrefix(err.Error(), "panic") {
+		p.disk.Kill()
+		m.drop()
+		m.lose(err)
+		return
+	}
 	if time.Now().After(m.trouble) {
 		m.w.fail("member %d has stopped: %v", m.id, err)
 	}

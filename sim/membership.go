@@ -114,13 +114,22 @@ func (p *process) changes([]machine.Change) {
 	}
 }
 
-// promoteAll makes voters of the learners that are left.
+// promoteAll makes voters of the learners that are left, and removes whose data is
+// lost.
 func (w *world) promoteAll() {
 	if w.finished {
 		return
 	}
 	for _, m := range w.truth.membership() {
-		if p := w.someone(); p != nil && m.IsLearner {
+		p := w.someone()
+		if p == nil {
+			break
+		}
+		if k := w.members[m.ID]; k != nil && k.rotten && k.gone {
+			w.propose(p, &machine.Change{Kind: machine.RemoveMember, Member: machine.Member{ID: m.ID}})
+			break
+		}
+		if m.IsLearner {
 			w.propose(p, &machine.Change{Kind: machine.PromoteMember, Member: machine.Member{ID: m.ID}})
 			break
 		}
