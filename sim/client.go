@@ -32,16 +32,13 @@ type answered struct {
 	revision int64
 }
 
-// lease is a lease as its owner sees it.
+// leaseOwner is a lease as its owner sees it.
 type leaseOwner struct {
 	id      int64
 	ttl     time.Duration
-	client  int
 	renewed time.Time // when the last renewal that was confirmed had been asked for
 	tried   time.Time // when the last one was asked for that may have been taken
 	ended   bool      // revoked, or seen to be gone
-	revoked bool      // a client has asked for that
-	keep    bool      // is kept alive
 }
 
 func (w *world) someone() *process {
@@ -334,7 +331,7 @@ func (w *world) aLease() *leaseOwner {
 
 func (c *client) grant(p *process, op uint64) {
 	w := c.w
-	l := &leaseOwner{id: int64(1000 + op), ttl: time.Duration(1+w.draw(4)) * time.Second, client: c.id, keep: w.chance(50)}
+	l := &leaseOwner{id: int64(1000 + op), ttl: time.Duration(1+w.draw(4)) * time.Second}
 	w.leases[l.id] = l
 	w.leaseIDs = append(w.leaseIDs, l.id)
 	l.tried = time.Now()
@@ -353,7 +350,6 @@ func (c *client) revoke(p *process, op uint64) {
 		c.later()
 		return
 	}
-	l.revoked = true
 	c.propose(p, op, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: l.id}})
 }
 

@@ -40,7 +40,6 @@ type Disk struct {
 	crashAt uint64                                        // the operation that the crash comes with; 0 for none
 	left    *node                                         // what the crash has left; nil before
 	room    int64                                         // bytes that may still be written; below 0: no limit
-	broken  error                                         // what syncs fail with
 	slow    func(name string, syncs uint64) time.Duration // how long a sync takes
 }
 
@@ -80,13 +79,6 @@ func newDir() *node {
 	return &node{dir: true, names: map[string]*node{}, syncedNames: map[string]*node{}}
 }
 
-// Ops returns how many changes there have been.
-func (d *Disk) Ops() uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.ops
-}
-
 // CrashAfter orders a crash with the nth change from now.
 func (d *Disk) CrashAfter(n uint64) {
 	d.mu.Lock()
@@ -123,13 +115,6 @@ func (d *Disk) Slow(f func(name string, syncs uint64) time.Duration) {
 	d.slow = f
 }
 
-// Break makes syncs fail from now on; nil mends the disk.
-func (d *Disk) Break(err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.broken = err
-}
-
 // Kill ends the process alone: what it has written is there.
 func (d *Disk) Kill() {
 	d.mu.Lock()
@@ -144,7 +129,7 @@ func (d *Disk) Kill() {
 func (d *Disk) Reboot() *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.room, d.broken, d.slow = -1, nil, nil
+	d.room, d.slow = -1, nil
 	return &Disk{rng: d.rng, root: d.left, held: map[string]bool{}, room: -1}
 }
 
@@ -673,9 +658,6 @@ func (f *file) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.op() // before: a crash that comes with a sync leaves what it would without
-	if d.broken != nil {
-		return d.broken
-	}
 	f.n.sync()
 	return nil
 }

@@ -276,7 +276,7 @@ func (w *world) logger(id uint64) *zap.Logger {
 	return zap.NewNop()
 }
 
-// voters returns the members that have not been removed.
+// staying returns the members that were not removed, nor lost.
 func (w *world) staying() []*member {
 	return slices.DeleteFunc(w.inOrder(), func(m *member) bool { return m.gone })
 }

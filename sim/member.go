@@ -42,7 +42,6 @@ type member struct {
 	disk     *Disk
 	p        *process // nil while none runs; changed with world.lock held
 	opening  bool     // somebody has started it
-	begun    bool     // and its process has begun to open
 	gone     bool     // removed from the cluster, or its data is lost
 	rotten   bool     // a bit of its data has flipped
 	paused   bool
@@ -86,11 +85,10 @@ func (m *member) start() {
 		p := &process{m: m, disk: m.disk}
 		p.ctx, p.cancel = context.WithCancel(context.Background())
 		m.disk.Slow(m.latency)
-		m.begun = true
-		go func() { // ends when the member is open
+		m.w.opening.Go(func() { // ends when the member is open
 			err := p.open()
 			m.w.post(fmt.Sprintf("open %d", m.id), func() { m.opened(p, err) })
-		}()
+		})
 	})
 }
 
@@ -110,7 +108,7 @@ func (m *member) latency(name string, syncs uint64) time.Duration {
 
 // opened takes a process that has been opened into the cluster.
 func (m *member) opened(p *process, err error) {
-	m.opening, m.begun = false, false
+	m.opening = false
 	switch {
 	case p.disk.Crashed():
 		m.w.say("member %d crashed while it started: %v", m.id, err)
@@ -396,16 +394,16 @@ func (m *member) planTurns() {
 			continue
 		}
 		p.planned[t] = true
-		m.w.after(m.delay(t), func() { m.take(p, t) })
+		m.w.after(m.w.turnDelay(), func() { m.take(p, t) })
 	}
 }
 
-// delay draws how long it takes until a turn is begun.
-func (m *member) delay(t consensus.Turn) time.Duration {
-	if m.w.chance(2) {
-		return m.w.between(0, 5*time.Millisecond)
+// turnDelay draws how long it takes until a turn is begun.
+func (w *world) turnDelay() time.Duration {
+	if w.chance(2) {
+		return w.between(0, 5*time.Millisecond)
 	}
-	return m.w.between(0, 100*time.Microsecond)
+	return w.between(0, 100*time.Microsecond)
 }
 
 // take takes a turn. It may have to wait for the disk; others go on meanwhile.

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -135,7 +136,7 @@ func (m *model) apply(r *pb.InternalRaftRequest) (proto.Message, error) {
 
 func (m *model) header() *pb.ResponseHeader { return &pb.ResponseHeader{Revision: m.rev} }
 
-// change is a command under way: all that it changes has one revision.
+// modelTxn is a command under way: all that it changes has one revision.
 type modelTxn struct {
 	*model
 	events []*mvccpb.Event
@@ -305,13 +306,13 @@ func (m *model) holds(c *pb.Compare) bool {
 	case pb.Compare_VALUE:
 		n = bytes.Compare(kv.Value, c.GetValue())
 	case pb.Compare_VERSION:
-		n = compare(kv.Version, c.GetVersion())
+		n = cmp.Compare(kv.Version, c.GetVersion())
 	case pb.Compare_CREATE:
-		n = compare(kv.CreateRevision, c.GetCreateRevision())
+		n = cmp.Compare(kv.CreateRevision, c.GetCreateRevision())
 	case pb.Compare_MOD:
-		n = compare(kv.ModRevision, c.GetModRevision())
+		n = cmp.Compare(kv.ModRevision, c.GetModRevision())
 	case pb.Compare_LEASE:
-		n = compare(kv.Lease, c.GetLease())
+		n = cmp.Compare(kv.Lease, c.GetLease())
 	}
 	switch c.Result {
 	case pb.Compare_EQUAL:
@@ -322,16 +323,6 @@ func (m *model) holds(c *pb.Compare) bool {
 		return n > 0
 	}
 	return n < 0
-}
-
-func compare(a, b int64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // differs says how what the machine answered differs from what it must.

@@ -21,7 +21,6 @@ type network struct {
 	double  int                     // percent
 	ordered bool                    // a link keeps its messages in order, but for those that come twice
 	slowest time.Duration
-	carried int
 }
 
 // send takes the messages of a member. What is lost its sender hears of, as the
@@ -50,7 +49,6 @@ func (n *network) send(from *process, ms []*pb.Message) {
 }
 
 func (n *network) deliver(link [2]uint64, m *pb.Message) {
-	n.carried++
 	at := time.Now().Add(n.w.between(50*time.Microsecond, n.slowest))
 	if n.ordered && at.Before(n.last[link]) {
 		at = n.last[link]

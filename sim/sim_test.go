@@ -227,17 +227,8 @@ func (w *world) end() {
 			m.drop()
 		}
 	}
-	for {
-		opening := false
-		for _, m := range w.inOrder() {
-			opening = opening || m.begun
-		}
-		w.settle()
-		if !opening {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	w.opening.Wait()
+	w.settle()
 	for _, m := range w.inOrder() {
 		if m.p != nil {
 			m.p.disk.Kill()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -28,10 +27,9 @@ type truth struct {
 
 	mu      sync.Mutex
 	model   *model
-	members []machine.Member    // Guarded by mu.
-	entries []agreed            // Guarded by mu. From the first after those that a cluster begins with.
-	placed  map[uint64]*place   // Guarded by mu. Commands of clients, by their ids.
-	expired map[int64]time.Time // Guarded by mu. Leases that the clock has ended, and when.
+	members []machine.Member  // Guarded by mu.
+	entries []agreed          // Guarded by mu. From the first after those that a cluster begins with.
+	placed  map[uint64]*place // Guarded by mu. Commands of clients, by their ids.
 }
 
 // agreed is an entry that was applied.
@@ -56,7 +54,7 @@ type place struct {
 }
 
 func newTruth(w *world) *truth {
-	return &truth{w: w, model: newModel(), placed: map[uint64]*place{}, expired: map[int64]time.Time{}}
+	return &truth{w: w, model: newModel(), placed: map[uint64]*place{}}
 }
 
 // fail breaks off the run; it may be called from any goroutine.
@@ -125,7 +123,6 @@ func (t *truth) agree(e *machine.Entry) {
 		id := r.GetHeader().GetID()
 		switch {
 		case id == 0 && r.LeaseRevoke != nil && err == nil:
-			t.expired[r.LeaseRevoke.ID] = time.Now()
 			t.w.post("expired", func() { t.w.leaseEnded(r.LeaseRevoke.ID) })
 		case id != 0 && t.placed[id] != nil:
 			t.fail("command %d is applied twice: %v", id, r)

@@ -22,12 +22,11 @@ type watcher struct {
 	prevKV   bool
 	slow     bool // it leaves much unread at times
 
-	next    int64 // the first revision that it has not been told of
-	p       *process
-	stream  *watch.Stream
-	created bool
-	reader  *reader
-	turn    int // of streams
+	next   int64 // the first revision that it has not been told of
+	p      *process
+	stream *watch.Stream
+	reader *reader
+	turn   int // of streams
 }
 
 // reader passes on what comes from a stream.
@@ -49,7 +48,7 @@ func (x *watcher) begin() {
 		}
 	}
 	x.turn++
-	x.p, x.created = p, false
+	x.p = p
 	x.stream = p.replica.Machine().Watch.NewStream()
 	ctx, cancel := context.WithCancel(context.Background())
 	x.reader = &reader{stream: x.stream, cancel: cancel}
@@ -133,7 +132,6 @@ func (x *watcher) told(turn int, m *pb.WatchResponse, err error) {
 	rev := m.GetHeader().GetRevision()
 	switch {
 	case m.Created && m.CompactRevision == 0:
-		x.created = true
 		return
 	case m.CompactRevision != 0:
 		if x.next >= m.CompactRevision || m.CompactRevision > x.w.truth.compacted() {
@@ -186,7 +184,7 @@ func (x *watcher) told(turn int, m *pb.WatchResponse, err error) {
 	x.next = last + 1
 }
 
-// complete reports what the watcher has not been told of up to a revision.
+// missing is how much the watcher has not been told of up to a revision.
 func (x *watcher) missing(rev int64) int {
 	return len(x.w.truth.eventsOf(x.key, x.end, x.next, rev))
 }

@@ -1,4 +1,4 @@
-// Package sim runs whole clusters in one goroutine, on a clock, a network and
+// Package sim runs whole clusters, one thing at a time, on a clock, a network and
 // disks that are drawn from a seed, and checks what the members promise while
 // everything that can go wrong does.
 //
@@ -12,6 +12,7 @@
 package sim
 
 import (
+	"cmp"
 	"container/heap"
 	"fmt"
 	"hash/fnv"
@@ -43,6 +44,7 @@ type world struct {
 
 	lock    sync.Mutex // held where members, their processes and cut links change, and by goroutines that look at them
 	members map[uint64]*member
+	opening sync.WaitGroup // processes that begin
 	ending  sync.WaitGroup // processes that are over
 	net     *network
 	zap     *zap.Logger
@@ -167,7 +169,7 @@ func (w *world) inOrder() []*member {
 	for _, m := range w.members {
 		all = append(all, m)
 	}
-	slices.SortFunc(all, func(a, b *member) int { return compare(int64(a.id), int64(b.id)) })
+	slices.SortFunc(all, func(a, b *member) int { return cmp.Compare(a.id, b.id) })
 	return all
 }
 
