@@ -104,7 +104,8 @@ func (n *Node) cut(durable uint64) uint64 {
 	return min(durable, max(cut, n.cfg.Log.Within(max(n.cfg.KeepBytes, need.bytes))))
 }
 
-// noteNeed looks at how far this leader's members are.
+// noteNeed looks at how far this leader's members are. What all of them have, and
+// the machine has applied, need not stay in memory.
 func (n *Node) noteNeed() {
 	d := &need{index: math.MaxUint64}
 	if n.core.state == raft.StateLeader {
@@ -119,4 +120,5 @@ func (n *Node) noteNeed() {
 	if *d != *n.needed.Load() {
 		n.needed.Store(d)
 	}
+	n.cfg.Log.Forget(min(n.applied.Load(), d.index))
 }

@@ -83,7 +83,7 @@ type Options struct {
 	// SegmentBytes is the size at which a new segment is begun, if not earlier
 	// because the next one is prepared and this one would have to grow.
 	SegmentBytes int64
-	// CacheBytes bounds the newest entries that are kept in memory for readers.
+	// CacheBytes bounds the newest entries that are kept in memory for readers, until Forget.
 	CacheBytes int
 	// NoSync leaves out fdatasync: a power failure then loses acknowledged
 	// writes. For tests and throwaway data.
@@ -596,6 +596,14 @@ func (l *Log) giveUpLocked(index uint64) {
 	l.mu.mark = position{index: index, term: l.termLocked(index)}
 	l.mu.entries = slices.Clone(l.mu.entries[n:])
 	l.mu.terms = l.mu.terms.dropTo(index)
+	l.mu.cache.dropTo(index)
+}
+
+// Forget frees the memory of entries up to index, which nobody is expected to ask
+// for: who does has them read from the disk.
+func (l *Log) Forget(index uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.mu.cache.dropTo(index)
 }
 

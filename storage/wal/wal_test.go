@@ -694,6 +694,36 @@ func BenchmarkAppend(b *testing.B) {
 
 // TestReplayThroughAWindow: frames of any size are found wherever a window ends,
 // and so is damage to them.
+func TestForgottenEntriesAreReadFromTheDisk(t *testing.T) {
+	l, err := Create(options(newFS(t)), 1, 1)
+	must(t, err)
+	defer l.Close()
+	for i := range uint64(6) {
+		must(t, l.Append(hardState(1, 1, 1), []*pb.Entry{entry(2+i, 1, fmt.Sprint("entry ", i))}))
+	}
+	before := state(t, l)
+	for _, index := range []uint64{1, 4, 7, 100} {
+		l.Forget(index)
+		for _, e := range l.mu.cache.entries {
+			if e.GetIndex() <= index {
+				t.Errorf("entry %d is in memory after Forget(%d)", e.GetIndex(), index)
+			}
+		}
+		if after := state(t, l); after != before {
+			t.Errorf("after Forget(%d):\n%s\nbefore:\n%s", index, after, before)
+		}
+	}
+	if l.mu.cache.bytes != 0 {
+		t.Errorf("an empty cache counts %d bytes", l.mu.cache.bytes)
+	}
+	// What replaces forgotten entries is found, not they.
+	must(t, l.Append(hardState(2, 1, 1), []*pb.Entry{entry(5, 2, "another 5")}))
+	must(t, l.Append(hardState(2, 1, 1), []*pb.Entry{entry(6, 2, "another 6")}))
+	if got, want := state(t, l), "hs=2/1/1 mark=1/1 2/1=entry 0 3/1=entry 1 4/1=entry 2 5/2=another 5 6/2=another 6"; got != want {
+		t.Errorf("after replacing:\n%s\nwant:\n%s", got, want)
+	}
+}
+
 func TestReplayThroughAWindow(t *testing.T) {
 	fs := newFS(t)
 	o := options(fs)
