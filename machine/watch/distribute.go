@@ -71,6 +71,9 @@ func (h *Hub) distributeSome(ctx context.Context, scratch []entry) bool {
 func (h *Hub) distribute(e *entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if e.revision <= h.distributed.Load() {
+		return // there was no stream when it was published
+	}
 	queued := 0
 	h.synced.match(e, func(c *cohort, evs []*event, bytes int) {
 		to := c.at(e.revision)
@@ -195,5 +198,5 @@ func (h *Hub) unsyncAll(from, last int64) {
 	for _, c := range all {
 		h.unsync(c, from)
 	}
-	h.distributed.Store(last)
+	h.distributed.Store(max(last, h.distributed.Load()))
 }

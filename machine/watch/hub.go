@@ -133,13 +133,16 @@ type Hub struct {
 	distributor sync.WaitGroup
 
 	// distributed is the revision up to which every synced watcher has its
-	// events queued. Written by the distributor with mu held.
+	// events queued. Written with mu held: by the distributor, or by Publish
+	// when there are no streams.
 	distributed atomic.Int64
 
 	// mu guards the fields below. It is held while one revision is
 	// distributed, never while something is read or sent.
 	mu      sync.Mutex
 	streams map[*Stream]struct{}
+	// open is how many streams there are.
+	open atomic.Int64
 	// synced has the watchers that get events from the distributor.
 	synced index
 	// full gathers the cohorts whose stream was full during one revision.
@@ -199,11 +202,26 @@ func NewHub(src Source, o Options) *Hub {
 // published. It belongs to the apply goroutine, which has made them readable
 // before. It does not wait for the distribution.
 func (h *Hub) Publish(evs []mvcc.RevisionEvents) {
-	if len(evs) == 0 {
-		return
+	if len(evs) > 0 && !h.keep(evs) {
+		h.rouse()
 	}
+}
+
+// keep puts events into the ring, and reports whether that was all: they need
+// not be distributed if nobody watches, and nothing before them is to be.
+func (h *Hub) keep(evs []mvcc.RevisionEvents) bool {
+	if h.open.Load() > 0 { // mu may be held for as long as there are watchers
+		h.ring.append(evs)
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.ring.append(evs)
-	h.rouse()
+	if len(h.streams) > 0 || h.distributed.Load() != evs[0].Revision-1 {
+		return false
+	}
+	h.distributed.Store(evs[len(evs)-1].Revision)
+	return true
 }
 
 // rouse makes the distributor look again.
@@ -232,6 +250,7 @@ func (h *Hub) NewStream() *Stream {
 		return s
 	}
 	h.streams[s] = struct{}{}
+	h.open.Store(int64(len(h.streams)))
 	return s
 }
 

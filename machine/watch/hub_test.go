@@ -105,6 +105,59 @@ func TestRequestsWaitForReader(t *testing.T) {
 }
 
 // TestHubClose: closing the hub ends its streams, and new ones are closed.
+// TestNobodyWatches: events that nobody watches rouse nobody, and who comes later
+// gets what comes then, or what it asks for of before.
+func TestNobodyWatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newFakeSource()
+		h := NewHub(src, Options{})
+		defer h.Close()
+		synctest.Wait() // the distributor waits for something to do
+		for range 3 {
+			h.Publish([]mvcc.RevisionEvents{src.write("a=1")})
+			if len(h.wake) > 0 {
+				t.Error("the distributor is roused for events that nobody watches")
+			}
+			if got, want := h.distributed.Load(), src.Revision(); got != want {
+				t.Errorf("distributed up to %d, want %d", got, want)
+			}
+		}
+		watch := func(from int64) *Stream {
+			s := h.NewStream()
+			if err := s.Create(t.Context(), &pb.WatchCreateRequest{Key: []byte("a"), StartRevision: from}); err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		receive := func(s *Stream, want int) {
+			t.Helper()
+			got := 0
+			for got < want {
+				rs, err := s.Next(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, r := range decode(t, rs) {
+					got += len(r.Events)
+				}
+			}
+			if got != want {
+				t.Errorf("%d events, want %d", got, want)
+			}
+		}
+		s := watch(0)
+		h.Publish([]mvcc.RevisionEvents{src.write("a=2")})
+		receive(s, 1)
+		s.Close()
+		h.Publish([]mvcc.RevisionEvents{src.write("a=3")}) // when nobody watches any more
+		s = watch(src.Revision() - 1)
+		defer s.Close()
+		receive(s, 2)
+		h.Publish([]mvcc.RevisionEvents{src.write("a=4")})
+		receive(s, 1)
+	})
+}
+
 func TestHubClose(t *testing.T) {
 	h := NewHub(newFakeSource(), Options{})
 	s := h.NewStream()

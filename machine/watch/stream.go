@@ -233,6 +233,7 @@ func (s *Stream) Close() {
 		s.h.mu.Lock()
 		s.h.clearAlarm(s)
 		delete(s.h.streams, s)
+		s.h.open.Store(int64(len(s.h.streams)))
 		s.mu.Lock()
 		n := 0
 		for _, w := range s.watchers {
