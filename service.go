@@ -28,6 +28,10 @@ func (s *service) ProposeCommand(command []byte, done func(machine.Result)) {
 	s.consensus.Propose(command, done)
 }
 
+func (s *service) ProposeCommandHere(command []byte, done func(machine.Result), late func()) {
+	s.consensus.ProposeHere(command, done, late)
+}
+
 func (s *service) ReadIndex(ctx context.Context) error { return s.readIndex(ctx) }
 func (s *service) UpToDate() bool                      { return s.consensus.UpToDate() }
 func (s *service) ReadIndexAsync(done func(error))     { s.consensus.ReadIndex(done) }

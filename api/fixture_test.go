@@ -147,6 +147,10 @@ func (n *testNode) set(change func(*testNode)) {
 	change(n)
 }
 
+func (n *testNode) ProposeCommandHere(command []byte, done func(machine.Result), _ func()) {
+	n.ProposeCommand(command, done)
+}
+
 // lastProposed returns the last command, and how many there were.
 func (n *testNode) lastProposed() (*pb.InternalRaftRequest, int) {
 	n.mu.Lock()

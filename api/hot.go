@@ -77,12 +77,14 @@ type request struct {
 	// The methods that are called back, made once.
 	proposed  func(machine.Result)
 	confirmed func(error)
+	alone     func(late func())
 }
 
 func newRequest(m *hotMethod) *request {
 	q := &request{hotMethod: m}
 	q.proposed = func(res machine.Result) { q.end(m.s.outcome(res)) }
 	q.confirmed = q.readOn
+	q.alone = func(late func()) { m.s.node.ProposeCommandHere(q.command, q.proposed, late) }
 	return q
 }
 
@@ -147,7 +149,9 @@ func (q *request) write() {
 			return
 		}
 	}
-	q.s.node.ProposeCommand(q.command, q.proposed)
+	if !q.call.After(q.alone) {
+		q.s.node.ProposeCommand(q.command, q.proposed)
+	}
 }
 
 func (q *request) read() {

@@ -22,6 +22,10 @@ type Node interface {
 	// ProposeCommand is Propose for an encoded command, which must not change until done is
 	// called with the result: once, from a goroutine that must not be held up.
 	ProposeCommand(command []byte, done func(machine.Result))
+	// ProposeCommandHere is ProposeCommand for a caller that can wait for about as long as a quick
+	// disk takes: the command may have been answered when it returns. If it takes longer, late is
+	// called, from a goroutine that must not be held up.
+	ProposeCommandHere(command []byte, done func(machine.Result), late func())
 	// ReadIndex returns when local state includes all that was acknowledged, by any member,
 	// before the call.
 	ReadIndex(ctx context.Context) error

@@ -15,6 +15,7 @@ import (
 // it asks is done.
 type output struct {
 	appends  []*pb.Message // to the log, in order
+	written  bool          // of them more than a commit index is to be written
 	applies  []apply       // to the machine, in order
 	peers    []*pb.Message // to other members
 	barriers []barrier     // readers whose index is known
@@ -69,6 +70,8 @@ type core struct {
 
 	failures []func()
 	failed   uint64 // proposals among the failures so far
+	term     uint64 // that the log was last told to write
+	vote     uint64 // likewise
 	lead     uint64
 	state    raft.StateType
 	elected  bool // and the first entries of the term are not yet appended
@@ -225,6 +228,7 @@ func (c *core) ready() output {
 				c.forget()
 			}
 			out.appends = append(out.appends, m)
+			out.written = out.written || c.mustWrite(m)
 		case raft.LocalApplyThread:
 			out.applies = append(out.applies, c.apply(m))
 		default:
@@ -237,6 +241,16 @@ func (c *core) ready() output {
 	c.outbox = nil
 	out.failures, c.failures = c.failures, nil
 	return out
+}
+
+// mustWrite reports whether a message for the log is of anything but a commit
+// index, which goes with the next write.
+func (c *core) mustWrite(m *pb.Message) bool {
+	moved := m.Term != nil && (m.GetTerm() != c.term || m.GetVote() != c.vote)
+	if moved {
+		c.term, c.vote = m.GetTerm(), m.GetVote()
+	}
+	return moved || len(m.Entries) > 0 || len(m.Responses) > 0 || m.Snapshot != nil && !raft.IsEmptySnap(m.Snapshot)
 }
 
 // turn notes who leads and what this member is.

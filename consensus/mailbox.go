@@ -6,23 +6,25 @@ import "sync"
 // sender. What it holds is bounded by its senders: raft limits the appends and
 // applies in flight, Node limits proposals and reads.
 type mailbox[T any] struct {
-	wake chan struct{} // capacity 1; may be shared by several mailboxes of one receiver
+	of *station // of the receiver; may be shared by several mailboxes
 
 	mu    sync.Mutex
 	items []T // Guarded by mu.
 	spare []T // Guarded by mu. The array of the slice taken before last.
 }
 
-func newMailbox[T any](wake chan struct{}) *mailbox[T] { return &mailbox[T]{wake: wake} }
+func newMailbox[T any](of *station) *mailbox[T] { return &mailbox[T]{of: of} }
 
 func (b *mailbox[T]) put(items ...T) {
+	b.leave(items...)
+	b.of.ring()
+}
+
+// leave is put for what can wait until something else is put.
+func (b *mailbox[T]) leave(items ...T) {
 	b.mu.Lock()
 	b.items = append(b.items, items...)
 	b.mu.Unlock()
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
 }
 
 // take returns what has come since the last call, in order. The slice is the

@@ -150,7 +150,7 @@ type Node struct {
 
 	storage *storage // of the core
 
-	wake      chan struct{}  // of TurnRaft
+	stations  [TurnTrim]station
 	beats     chan time.Time // capacity 1
 	proposals *mailbox[proposal]
 	reads     *mailbox[read]
@@ -173,6 +173,7 @@ type Node struct {
 	cutTo        atomic.Uint64 // entries up to here may leave the log
 	purging      bool          // Owned by who takes turns: there may be files of the log to remove.
 	needed       atomic.Pointer[need]
+	shortcut     shortcut
 	alone        atomic.Bool   // there are no other members, and what was acknowledged before this start is applied
 	failed       atomic.Uint64 // see FailedProposals
 	status       atomic.Pointer[Status]
@@ -248,19 +249,11 @@ func New(cfg Config) (*Node, error) {
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, fmt.Errorf("consensus: %w", err)
 	}
-	wake := make(chan struct{}, 1)
 	n := &Node{
 		cfg:         cfg,
 		storage:     log,
-		wake:        wake,
 		beats:       make(chan time.Time, 1),
-		proposals:   newMailbox[proposal](wake),
-		reads:       newMailbox[read](wake),
-		inbox:       newMailbox[input](wake),
-		calls:       newMailbox[func(*core)](wake),
 		inbound:     newAllowance(maxInbound),
-		appends:     newMailbox[*pb.Message](make(chan struct{}, 1)),
-		applies:     newMailbox[applyWork](make(chan struct{}, 1)),
 		leaderMoved: make(chan struct{}, 1),
 		stop:        make(chan struct{}),
 		done:        make(chan struct{}),
@@ -277,6 +270,14 @@ func New(cfg Config) (*Node, error) {
 			presence:  presence{timeout: uint64(cfg.ElectionTicks)},
 		},
 	}
+	for t := range n.stations {
+		n.stations[t].wake = make(chan struct{}, 1)
+	}
+	raftStation := &n.stations[TurnRaft]
+	n.proposals, n.reads, n.inbox = newMailbox[proposal](raftStation), newMailbox[read](raftStation), newMailbox[input](raftStation)
+	n.calls = newMailbox[func(*core)](raftStation)
+	n.appends = newMailbox[*pb.Message](&n.stations[TurnLog])
+	n.applies = newMailbox[applyWork](&n.stations[TurnApply])
 	log.snapshot = n.core.snapshot
 	n.needed.Store(&need{index: math.MaxUint64})
 	n.applied.Store(applied)
@@ -554,8 +555,10 @@ func (n *Node) perform(out output) {
 	if len(out.peers) > 0 {
 		n.cfg.Peers.Send(out.peers)
 	}
-	if len(out.appends) > 0 {
+	if out.written {
 		n.appends.put(out.appends...)
+	} else {
+		n.appends.leave(out.appends...)
 	}
 	for _, a := range out.applies {
 		if a.change > 0 {

@@ -2,6 +2,8 @@ package consensus
 
 import (
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,44 +20,90 @@ const (
 	Turns                 // how many there are
 )
 
+// station is where turns of a kind are taken: all but those of TurnTrim.
+type station struct {
+	mu   sync.Mutex    // held by who takes a turn; for good once the member has stopped
+	wake chan struct{} // of the goroutine that takes the turns; capacity 1
+	due  atomic.Bool   // there may be something to do
+	// kept is set while a shortcut is under way, which looks at due when it is over:
+	// nobody need be woken until then.
+	kept atomic.Bool
+}
+
+// ring says that there is something to do.
+func (s *station) ring() {
+	s.due.Store(true)
+	if !s.kept.Load() {
+		s.rouse()
+	}
+}
+
+func (s *station) rouse() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// letGo ends kept. Either it sees what was rung for before, or ring sees it.
+func (s *station) letGo() {
+	s.kept.Store(false)
+	if s.due.Load() {
+		s.rouse()
+	}
+}
+
 // raftLoop owns the core.
 func (n *Node) raftLoop() error {
 	ticker := time.NewTicker(n.cfg.Tick)
 	defer ticker.Stop()
 	defer n.stopRaft()
+	defer n.stations[TurnRaft].mu.Lock() // no shortcut takes a turn any more
 	for {
 		select {
 		case <-n.stop:
 			return nil
 		case at := <-ticker.C:
 			n.tick(at)
-		case <-n.wake:
+			n.shortcut.hurry(n, at)
+		case <-n.stations[TurnRaft].wake:
 		}
-		if err := n.turn(TurnRaft); err != nil {
+		if err := n.takeTurn(TurnRaft); err != nil {
 			return err
 		}
 	}
 }
 
-func (n *Node) logLoop() error { return n.loop(n.appends.wake, TurnLog) }
+func (n *Node) logLoop() error { return n.loop(TurnLog) }
 
 func (n *Node) applyLoop() error {
 	defer n.stopApplying() // the log may hang, and finish wait for it
-	return n.loop(n.applies.wake, TurnApply)
+	return n.loop(TurnApply)
 }
 
 // loop takes a turn each time that it is woken.
-func (n *Node) loop(wake <-chan struct{}, t Turn) error {
+func (n *Node) loop(t Turn) error {
+	s := &n.stations[t]
+	defer s.mu.Lock() // no shortcut takes a turn any more
 	for {
 		select {
 		case <-n.stop:
 			return nil
-		case <-wake:
+		case <-s.wake:
 		}
-		if err := n.turn(t); err != nil {
+		if err := n.takeTurn(t); err != nil {
 			return err
 		}
 	}
+}
+
+// takeTurn takes a turn when nobody else does.
+func (n *Node) takeTurn(t Turn) error {
+	s := &n.stations[t]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.due.Store(false)
+	return n.turn(t)
 }
 
 func (n *Node) turn(t Turn) error {
@@ -125,13 +173,8 @@ func (n *Node) raftTurn() error {
 
 // Due reports whether a turn has something to do.
 func (n *Node) Due(t Turn) bool {
-	switch t {
-	case TurnRaft:
-		return len(n.wake) > 0
-	case TurnLog:
-		return len(n.appends.wake) > 0
-	case TurnApply:
-		return len(n.applies.wake) > 0
+	if t != TurnTrim {
+		return n.stations[t].due.Load()
 	}
 	return n.purging || len(n.cfg.Log.ToPrepare())+len(n.cfg.Log.ToPurge())+len(n.cfg.Machine.Flushed()) > 0
 }
@@ -141,13 +184,8 @@ func (n *Node) Take(t Turn) error {
 	if n.Err() != nil {
 		return n.Err()
 	}
-	switch t {
-	case TurnRaft:
-		drain(n.wake)
-	case TurnLog:
-		drain(n.appends.wake)
-	case TurnApply:
-		drain(n.applies.wake)
+	if t != TurnTrim {
+		n.stations[t].due.Store(false)
 	}
 	err := n.turn(t)
 	if err != nil {
@@ -159,10 +197,7 @@ func (n *Node) Take(t Turn) error {
 // Tick says that a heartbeat interval has passed.
 func (n *Node) Tick(at time.Time) {
 	n.tick(at)
-	select {
-	case n.wake <- struct{}{}:
-	default:
-	}
+	n.stations[TurnRaft].ring()
 }
 
 // End closes a member that takes no turns by itself.

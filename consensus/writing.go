@@ -3,6 +3,7 @@ package consensus
 import (
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -165,9 +166,11 @@ func (n *Node) appendMessages(messages []*pb.Message) (in input, err error) {
 		n.unsaved = hs
 		return in, nil
 	}
+	began := time.Now()
 	if err := n.cfg.Log.Append(hs, entries); err != nil {
 		return input{}, err
 	}
+	n.shortcut.lastWrite.Store(int64(time.Since(began)))
 	n.unsaved = nil
 	return in, nil
 }

@@ -36,6 +36,7 @@ type exchange interface {
 	context() context.Context
 	remoteAddr() net.Addr
 	run(func(context.Context))
+	after(func(late func())) bool
 }
 
 // Request returns the request's message. The bytes are valid until the handler returns or, if
@@ -69,3 +70,9 @@ func (c *Call) RemoteAddr() net.Addr { return c.x.remoteAddr() }
 // Go runs f on a goroutine of its own: the rest of a call that would block. It is the last thing
 // that the handler does with the call; f answers it.
 func (c *Call) Go(f func(ctx context.Context)) { c.x.run(f) }
+
+// After has f called where the handler runs, when the handler has returned, and reports whether it
+// will: only if nothing else on the connection has to wait for f. That may wait for what takes as
+// long as waking a goroutine; if it takes longer, f has late called, and the connection goes on without it. If After reports
+// true it is the last thing that the handler does with the call; f answers it, or has it answered.
+func (c *Call) After(f func(late func())) bool { return c.x.after(f) }

@@ -145,6 +145,9 @@ func (w *waiting) remoteAddr() net.Addr {
 // run needs no goroutine: the call has one, and it has nothing else to do.
 func (w *waiting) run(f func(context.Context)) { f(w.ctx) }
 
+// after does not promise anything: only the call's own goroutine would wait, and it is woken for each call anyhow.
+func (w *waiting) after(func(late func())) bool { return false }
+
 // checkHandlers panics unless each handler stands for a unary method of a service.
 func checkHandlers(services []service, handlers map[string]Handler) {
 	known := map[string]bool{}

@@ -82,6 +82,8 @@ func (c *ownCall) context() context.Context {
 
 func (c *ownCall) remoteAddr() net.Addr { return c.s.RemoteAddr() }
 
+func (c *ownCall) after(f func(late func())) bool { return c.s.After(f) }
+
 func (c *ownCall) run(f func(context.Context)) {
 	c.in = append([]byte(nil), c.in...) // the buffer is read into again
 	c.wait = true

@@ -36,9 +36,15 @@ type Conn struct {
 	lastPing    time.Time
 	pingStrikes int
 	failed      bool // nothing is handled any more
+	after       func(late func())
 
 	// batch is set while the reader handles what it has read: it flushes afterwards.
 	batch atomic.Bool
+	// away is odd while the reader does what After was given.
+	away    atomic.Uint64
+	late    func()        // c.relieve
+	done    chan struct{} // closed when reading has ended, if not by the goroutine that began it
+	readErr error         // readable then
 	// heard is when something was last read, in nanoseconds after began.
 	heard atomic.Int64
 	began time.Time
@@ -85,6 +91,11 @@ type Conn struct {
 		n     int
 		err   error
 	}
+	// Of the reading goroutine.
+	reading struct {
+		once func(fd uintptr) bool // reads and handles what the socket has
+		err  error
+	}
 }
 
 // openedStream remembers how a stream ended.
@@ -119,12 +130,14 @@ func newConn(s *Server, nc net.Conn, o ConnOptions) *Conn {
 		headers:    newHeaderReader(s.cfg.Varying, s.cfg.MaxHeaderBytes),
 		sendWindow: defaultWindow, initial: defaultWindow,
 		began: time.Now(),
+		done:  make(chan struct{}),
 	}
+	c.late = c.relieve
 	c.released.L, c.room.L = &c.mu, &c.mu
 	if useSockets && o.Socket != nil {
 		if rc, err := o.Socket.SyscallConn(); err == nil {
 			c.socket = rc
-			c.try.once = c.writeOnce
+			c.try.once, c.reading.once = c.writeOnce, c.readOnce
 		}
 	}
 	if len(o.Head) > 0 {
@@ -161,6 +174,10 @@ func (c *Conn) serve() error {
 	if err == nil {
 		err = c.read()
 	}
+	if err == errRelieved {
+		<-c.done
+		err = c.readErr
+	}
 	c.cut(err)
 	c.mu.Lock()
 	c.timer.Stop()
@@ -178,21 +195,63 @@ func (c *Conn) serve() error {
 
 // read reads and handles until there is an error.
 func (c *Conn) read() error {
-	if c.socket != nil {
-		return c.readSocket()
-	}
 	for {
-		c.prepare()
-		n, err := c.nc.Read(c.in[c.w:])
-		if n > 0 {
-			if err := c.arrived(n); err != nil {
-				return err
-			}
+		if c.after != nil && !c.doAfter() {
+			return errRelieved
 		}
-		if err != nil {
+		if err := c.readSome(); err != nil {
 			return err
 		}
 	}
+}
+
+// readSome reads and handles, once at least, until there is an error or c.after is set.
+func (c *Conn) readSome() error {
+	if c.socket != nil {
+		return c.readSocket()
+	}
+	c.prepare()
+	n, err := c.nc.Read(c.in[c.w:])
+	if n > 0 {
+		if err := c.arrived(n); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// errRelieved: another goroutine has taken over reading.
+var errRelieved = errors.New("h2: relieved")
+
+// doAfter does what After was given. It reports false if somebody else reads by now.
+func (c *Conn) doAfter() bool {
+	f := c.after
+	c.after = nil
+	me := c.away.Add(1)
+	f(c.late)
+	if !c.away.CompareAndSwap(me, me+1) {
+		return false
+	}
+	c.batch.Store(false)
+	c.flush()
+	return true
+}
+
+// relieve has another goroutine read while the reader is away.
+func (c *Conn) relieve() {
+	if away := c.away.Load(); away%2 == 0 || !c.away.CompareAndSwap(away, away+1) {
+		return // it is back
+	}
+	c.batch.Store(false)
+	c.flush()
+	c.writers.Add(1)
+	go func() { // ends with the connection; serve waits
+		defer c.writers.Done()
+		if err := c.read(); err != errRelieved {
+			c.readErr = err
+			close(c.done)
+		}
+	}()
 }
 
 // prepare makes room for reading.
@@ -221,8 +280,10 @@ func (c *Conn) arrived(n int) error {
 	c.heard.Store(int64(time.Since(c.began)))
 	c.batch.Store(true)
 	err := c.handleAll()
-	c.batch.Store(false)
-	c.flush()
+	if c.after == nil || err != nil {
+		c.batch.Store(false)
+		c.flush()
+	}
 	c.tidy()
 	return err
 }

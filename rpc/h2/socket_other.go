@@ -6,5 +6,6 @@ package h2
 const useSockets = false
 
 func (c *Conn) readSocket() error              { panic("h2: no socket") }
+func (c *Conn) readOnce(fd uintptr) bool       { panic("h2: no socket") }
 func (c *Conn) writeNow(b []byte) (int, error) { panic("h2: no socket") }
 func (c *Conn) writeOnce(fd uintptr) bool      { panic("h2: no socket") }

@@ -12,36 +12,39 @@ const useSockets = true
 
 // readSocket reads from the socket itself: a connection that waits holds no buffer.
 func (c *Conn) readSocket() error {
-	var failed error
-	err := c.socket.Read(func(fd uintptr) bool {
-		for {
-			c.prepare()
-			n, err := syscall.Read(int(fd), c.in[c.w:])
-			switch {
-			case err == syscall.EINTR:
-				continue
-			case err == syscall.EAGAIN:
-				c.tidy()
-				return false
-			case err != nil:
-				failed = err
-			case n == 0:
-				failed = io.EOF
-			default:
-				failed = c.arrived(n)
-			}
-			if failed != nil || c.ended() {
-				return true
-			}
+	c.reading.err = nil
+	err := c.socket.Read(c.reading.once)
+	switch {
+	case c.reading.err != nil:
+		return c.reading.err
+	case err != nil || c.after != nil:
+		return err
+	}
+	return ErrClosed
+}
+
+// readOnce reads and handles until the socket has no more, or c.after is set.
+func (c *Conn) readOnce(fd uintptr) bool {
+	for {
+		c.prepare()
+		n, err := syscall.Read(int(fd), c.in[c.w:])
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			c.tidy()
+			return false
+		case err != nil:
+			c.reading.err = err
+		case n == 0:
+			c.reading.err = io.EOF
+		default:
+			c.reading.err = c.arrived(n)
 		}
-	})
-	if failed == nil {
-		failed = err
+		if c.reading.err != nil || c.after != nil || c.ended() {
+			return true
+		}
 	}
-	if failed == nil {
-		failed = ErrClosed
-	}
-	return failed
 }
 
 // writeNow writes as much as the socket takes at once.

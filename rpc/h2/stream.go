@@ -71,6 +71,34 @@ func (s *Stream) Varying() string { return s.varying }
 // Empty tells whether the request's header was all there is to it.
 func (s *Stream) Empty() bool { return s.empty }
 
+// maxLooked is how many streams After looks at.
+const maxLooked = 8
+
+// After has f called on the goroutine that reads the connection, when all that has been read is
+// handled and before anything more is read; what f answers is written afterwards. It reports whether
+// it will: not if others would have to wait for that, because more has been read, or other requests are not
+// answered. Only Handler.Whole may call it.
+//
+// f may wait for what takes as long as waking a goroutine. If it takes longer all the same, f has late called:
+// the connection goes on without it.
+func (s *Stream) After(f func(late func())) bool {
+	c := s.c
+	if c.r < c.w || c.after != nil || c.failed {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.out) > 0 || c.closed || c.table.n > maxLooked {
+		return false
+	}
+	alone := true
+	c.table.each(func(other *Stream) { alone = alone && (other == s || !other.remoteDone) })
+	if alone {
+		c.after = f
+	}
+	return alone
+}
+
 // RemoteAddr returns the peer's address.
 func (s *Stream) RemoteAddr() net.Addr { return s.c.nc.RemoteAddr() }
 
