@@ -84,8 +84,8 @@ func (h *Hub) answerOne(s *Stream) bool {
 
 // startsAfter tells whether a watcher starts after rev. s.mu is held.
 func (s *Stream) startsAfter(rev int64) bool {
-	for w := range s.ahead {
-		if w.next > rev {
+	for w, start := range s.ahead {
+		if start > rev {
 			return true
 		}
 		delete(s.ahead, w)
@@ -117,7 +117,7 @@ func (h *Hub) notifyAll(s *Stream) bool {
 	}
 	slices.SortFunc(wanting, func(a, b *watcher) int { return cmp.Compare(a.id, b.id) })
 	for _, w := range wanting {
-		if w.state == synced && w.next <= rev+1 && !w.elide {
+		if w.state == synced && w.next <= rev+1 && s.ahead[w] <= rev && !w.elide {
 			s.notify(w.id, rev)
 		}
 		w.elide = false

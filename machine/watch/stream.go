@@ -44,8 +44,9 @@ type Stream struct {
 	round uint32
 	// dead counts the watchers that are compacted.
 	dead int
-	// ahead has the watchers whose start revision was in the future.
-	ahead map[*watcher]struct{}
+	// ahead has the watchers whose start revision was in the future, and the
+	// revision: they are told of none before it.
+	ahead map[*watcher]int64
 	// told is the revision from which on the next answer to a progress request
 	// may be: the client has seen it in a response, or it was published when
 	// the request came.
@@ -118,9 +119,9 @@ func (s *Stream) place(w *watcher, start, rev int64) {
 		w.flags |= ahead
 		s.h.synced.add(w)
 		if s.ahead == nil {
-			s.ahead = map[*watcher]struct{}{}
+			s.ahead = map[*watcher]int64{}
 		}
-		s.ahead[w] = struct{}{}
+		s.ahead[w] = start
 	default:
 		w.next = start
 		w.state = lagging
