@@ -15,8 +15,9 @@ import (
 
 // compactor deletes, on a goroutine of its own, the versions that a compaction
 // has made unreadable: those with a newer one at or below the compacted
-// revision, be it of the same revision, and tombstones below it. A tombstone
-// exactly at it stays, for watchers may still ask for its event.
+// revision, and tombstones below it. What the compacted revision itself made
+// stays whole, be it tombstones or what it changed again: watchers may still ask
+// for its events.
 //
 // It goes by the revision index from the revision that the last pass finished
 // to the new one, and deletes the predecessor of every version it meets: what
@@ -252,6 +253,8 @@ func (p *passStep) revision(revs, hist *pebble.Iterator) error {
 	switch {
 	case err != nil:
 		return err
+	case r.sub != sub && main == p.to:
+		return nil
 	case r.sub != sub:
 		p.key = binary.BigEndian.AppendUint64(p.key, ^uint64(sub))
 		if r, err = p.seek(hist, main); err != nil {
