@@ -1,0 +1,103 @@
+package consensus
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+)
+
+// leaderOfThree returns the core of member 5, which leads 1 and 2 and has an entry
+// of its term committed.
+func leaderOfThree(t *testing.T) *bench {
+	l := newLog(t, vfs.NewMem())
+	t.Cleanup(func() { must(t, l.Close()) })
+	conf := &pb.ConfState{Voters: []uint64{1, 2, 5}}
+	l.SetConfState(conf)
+	rn, err := newRaft(&Config{ID: 5, ElectionTicks: 1000, Logger: zap.NewNop()}, &storage{Log: l}, 1)
+	must(t, err)
+	b := &bench{t: t, log: l, core: &core{id: 5, raft: rn, logger: zap.NewNop(), proposer: 1, batchMax: 1000, retryRead: time.Second,
+		termOf: l.Term, applied: 1, conf: conf, presence: presence{timeout: 1000}}}
+	must(t, b.raft.Campaign())
+	b.settle()
+	term := b.raft.BasicStatus().GetTerm()
+	b.step(&pb.Message{Type: pb.MsgVoteResp.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: &term})
+	b.settle()
+	last, err := l.LastIndex()
+	must(t, err)
+	b.step(&pb.Message{Type: pb.MsgAppResp.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: &term, Index: &last})
+	b.settle()
+	if !b.commitIsKnown() {
+		t.Fatalf("no leader with an entry of its term: %+v", b.raft.BasicStatus())
+	}
+	return b
+}
+
+// settle does what the core wants of the log, until it wants nothing more.
+func (b *bench) settle() (sent []*pb.Message) {
+	for b.hasReady() {
+		b.answer(b.work())
+		sent = append(sent, b.out.peers...)
+		for _, barrier := range b.out.barriers {
+			for _, r := range barrier.readers {
+				r.done(nil)
+			}
+		}
+	}
+	return sent
+}
+
+// read starts a round for one reader. It returns the answer of each of the others
+// to the heartbeat that asks for it, and whether the reader has been let go.
+func (b *bench) read(now time.Time) (from1, from2 *pb.Message, confirmed *bool) {
+	confirmed = new(bool)
+	b.readers = append(b.readers, read{deadline: now.Add(time.Hour), done: func(err error) { *confirmed = err == nil }})
+	b.requestRead(now)
+	answers := map[uint64]*pb.Message{}
+	for _, m := range b.settle() {
+		if m.GetType() == pb.MsgHeartbeat {
+			answers[m.GetTo()] = &pb.Message{Type: pb.MsgHeartbeatResp.Enum(), From: m.To, To: m.From, Term: m.Term, Context: m.Context}
+		}
+	}
+	if answers[1] == nil || answers[2] == nil {
+		b.t.Fatal("the others are not asked")
+	}
+	return answers[1], answers[2], confirmed
+}
+
+// A leader is asked for a read, and is stopped before the answers of the others to
+// its heartbeats come in. They elect another leader, which commits more. Then the
+// old one goes on: it is asked for a second read, its time to ask for the first one
+// again is over, and now the late answers come in, one by one and twice. They are of
+// before the election, and say nothing of the second read.
+func TestLateAnswersConfirmNoLaterRead(t *testing.T) {
+	b := leaderOfThree(t)
+	now := time.Now()
+	late1, late2, first := b.read(now)
+	_, answer2, second := b.read(now)
+	b.step(late1)
+	b.tick(now.Add(2 * b.retryRead)) // before the core has told that the first is confirmed
+	b.requestRead(now)
+	b.step(late2)
+	b.settle()
+	if !*first {
+		t.Error("the first read was asked for before the election, and answered by a majority; it is not confirmed")
+	}
+	for range 3 {
+		b.step(late1)
+		b.step(late2)
+		b.settle()
+		b.tick(now.Add(4 * b.retryRead))
+		b.settle()
+	}
+	if *second {
+		t.Error("a read is confirmed by answers that were sent before it came")
+	}
+	b.step(answer2)
+	b.settle()
+	if !*second {
+		t.Error("the read is not confirmed by its own answers")
+	}
+}
