@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coteriedb/coterie/tests/target"
+	"github.com/coteriedb/coterie/tests/witness"
 )
 
 const (
@@ -205,7 +206,7 @@ func settled(ctx context.Context, c *target.Cluster, i int) error {
 	if !bytes.Contains(text, []byte(installed[target.Kind(*kind)])) {
 		return fmt.Errorf("%s has not been sent a snapshot", c.Name(i))
 	}
-	if err := compareHashes(ctx, c, revision); err != nil {
+	if err := witness.CompareHashes(ctx, c, revision); err != nil {
 		return err
 	}
 	return c.Failed()
@@ -249,7 +250,7 @@ func fill(ctx context.Context, cli *clientv3.Client, total int64) error {
 		all.Go(func() {
 			for i := 0; written.Add(size) < total; i++ {
 				at := r.IntN(len(noise) - size)
-				resp, err := cli.Put(ctx, fmt.Sprintf("%s%d/%d", prefix, w, i%50), string(noise[at:at+size]))
+				resp, err := cli.Put(ctx, fmt.Sprintf("%s%d/%d", witness.Prefix, w, i%50), string(noise[at:at+size]))
 				if err == nil && w == 0 && i%50 == 0 && resp.Header.Revision > 1000 {
 					_, err = cli.Compact(ctx, resp.Header.Revision-1000)
 				}

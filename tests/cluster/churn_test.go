@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coteriedb/coterie/tests/target"
+	"github.com/coteriedb/coterie/tests/witness"
 )
 
 // stepTime bounds one step of a script. A cluster that refuses a change because it has not yet seen all its members in
@@ -36,7 +37,7 @@ func TestChurn(t *testing.T) {
 type script struct {
 	ctx     context.Context
 	cluster *target.Cluster
-	traffic *Traffic
+	traffic *witness.Traffic
 	gone    map[int]bool
 }
 
@@ -80,7 +81,7 @@ func (s *script) start(ctx context.Context, t *testing.T, d *datadriven.TestData
 
 // begin lets clients use all members.
 func (s *script) begin(context.Context, *testing.T, *datadriven.TestData) (string, error) {
-	traffic, err := StartTraffic(s.ctx, s.cluster, TrafficConfig{
+	traffic, err := witness.StartTraffic(s.ctx, s.cluster, witness.TrafficConfig{
 		Seed: *seed, Keys: 8, Pace: 30 * time.Millisecond, Timeout: 2 * election, Value: 200,
 		Apart: target.Kind(*kind) == target.KindEtcd,
 	})
@@ -139,7 +140,7 @@ func (s *script) voters() []int {
 	if s.traffic == nil {
 		return all
 	}
-	return slices.DeleteFunc(all, func(i int) bool { return s.traffic.clientOf(i) == nil })
+	return slices.DeleteFunc(all, func(i int) bool { return s.traffic.Client(i) == nil })
 }
 
 // member reads an argument: a number, or the leader, or some follower.

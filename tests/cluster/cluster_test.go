@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/coteriedb/coterie/tests/network"
 	"github.com/coteriedb/coterie/tests/target"
+	"github.com/coteriedb/coterie/tests/witness"
 )
 
 var (
@@ -165,7 +165,7 @@ func faultRound(t *testing.T, seed uint64, members int) {
 	plan := Plan(seed, members, *duration)
 	n := openNetwork(t, members, seed)
 	c := startCluster(ctx, t, members, n)
-	traffic, err := StartTraffic(ctx, c, TrafficConfig{
+	traffic, err := witness.StartTraffic(ctx, c, witness.TrafficConfig{
 		Seed: seed, Keys: 8, Pace: time.Duration(members) * 8 * time.Millisecond, Timeout: election, Value: 200,
 		Compact: int64(seed % 4 / 2 * 300), // in every other pair of rounds
 		Apart:   target.Kind(*kind) == target.KindEtcd,
@@ -202,36 +202,15 @@ func inject(ctx context.Context, c *target.Cluster, n *network.Network, f Fault)
 }
 
 // judge ends the traffic and checks all that was noted against all that the members hold.
-func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *Traffic) {
+func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *witness.Traffic) {
 	t.Helper()
-	settle, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	revision, err := traffic.Settle(settle)
+	histories, err := witness.Confront(ctx, c, traffic)
 	if err != nil {
-		giveUp(t, traffic, err)
-	}
-	if err := traffic.Close(); err != nil {
-		t.Error(err)
-	}
-	histories, err := readHistories(ctx, c, max(1, traffic.Notes().Compacted), revision)
-	if err != nil {
-		t.Error(err)
-	}
-	if err := compareHashes(ctx, c, revision); err != nil {
-		t.Error(err)
+		t.Error(witness.Shorten(err))
 	}
 	notes := traffic.Notes()
-	notes.Complete(histories)
-	if err := Check(notes, histories); err != nil {
-		t.Error(shorten(err))
-	}
-	acknowledged := 0
-	for i := range notes.Ops {
-		if o := &notes.Ops[i]; !o.reads() && o.Return != Never {
-			acknowledged++
-		}
-	}
-	t.Logf("%d requests noted, %d writes among them acknowledged, %d watches, %d revisions", len(notes.Ops), acknowledged, len(notes.Watches), revision)
+	acknowledged := notes.Acknowledged()
+	t.Logf("%d requests noted, %d writes among them acknowledged, %d watches", len(notes.Ops), acknowledged, len(notes.Watches))
 	if acknowledged < 100 {
 		t.Errorf("only %d writes were acknowledged: the traffic is too light to prove anything", acknowledged)
 	}
@@ -240,69 +219,8 @@ func judge(ctx context.Context, t *testing.T, c *target.Cluster, traffic *Traffi
 	}
 }
 
-func readHistories(ctx context.Context, c *target.Cluster, from, until int64) (map[int][]Event, error) {
-	histories := map[int][]Event{}
-	for _, i := range c.Running() {
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		defer cancel()
-		cli, err := c.Client(i)
-		if err != nil {
-			return nil, err
-		}
-		defer cli.Close()
-		if histories[i], err = ReadHistory(ctx, cli, from, until); err != nil {
-			return nil, fmt.Errorf("member %d: %w", i, err)
-		}
-	}
-	return histories, nil
-}
-
-// compareHashes requires that the members hold the same bytes up to a revision.
-func compareHashes(ctx context.Context, c *target.Cluster, revision int64) error {
-	var (
-		first  uint32
-		whose  = -1
-		errs   []error
-		cancel context.CancelFunc
-	)
-	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for _, i := range c.Running() {
-		cli, err := c.Client(i)
-		if err != nil {
-			return err
-		}
-		defer cli.Close()
-		resp, err := cli.HashKV(ctx, c.Endpoint(i), revision)
-		switch {
-		case err != nil:
-			errs = append(errs, fmt.Errorf("hash of member %d: %w", i, err))
-		case whose < 0:
-			first, whose = resp.Hash, i
-		case resp.Hash != first:
-			errs = append(errs, fmt.Errorf("members %d and %d differ at revision %d: hashes %x and %x", whose, i, revision, first, resp.Hash))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// shorten keeps the first lines of what may be thousands, and of each its beginning.
-func shorten(err error) error {
-	const keep, width = 20, 600
-	lines := strings.Split(err.Error(), "\n")
-	for i, line := range lines {
-		if len(line) > width {
-			lines[i] = line[:width] + "…"
-		}
-	}
-	if len(lines) <= keep {
-		return errors.New(strings.Join(lines, "\n"))
-	}
-	return fmt.Errorf("%s\nand %d lines more", strings.Join(lines[:keep], "\n"), len(lines)-keep)
-}
-
 // giveUp ends a test whose cluster does not go on, and keeps what was noted until then.
-func giveUp(t *testing.T, traffic *Traffic, err error) {
+func giveUp(t *testing.T, traffic *witness.Traffic, err error) {
 	t.Helper()
 	t.Error(err)
 	if err := traffic.Close(); err != nil {
@@ -313,7 +231,7 @@ func giveUp(t *testing.T, traffic *Traffic, err error) {
 }
 
 // dump keeps all notes and histories in a file.
-func dump(t *testing.T, notes *Notes, histories map[int][]Event) {
+func dump(t *testing.T, notes *witness.Notes, histories map[int][]witness.Event) {
 	file, err := os.CreateTemp("", "cluster-notes-*.jsonl")
 	if err != nil {
 		t.Error(err)
@@ -327,7 +245,7 @@ func dump(t *testing.T, notes *Notes, histories map[int][]Event) {
 }
 
 // checkService measures how long no write succeeded in each span, and holds it to the limit.
-func checkService(t *testing.T, notes *Notes, spans []span) {
+func checkService(t *testing.T, notes *witness.Notes, spans []span) {
 	for _, s := range spans {
 		gap := longestSilence(notes, s.from, s.to)
 		t.Logf("%5.1f s: %s (%s): %d ms without a write", s.from.Seconds(), s.fault.Name, s.who, gap.Milliseconds())
@@ -338,10 +256,10 @@ func checkService(t *testing.T, notes *Notes, spans []span) {
 }
 
 // longestSilence is the longest time without an acknowledged write.
-func longestSilence(notes *Notes, from, to time.Duration) time.Duration {
+func longestSilence(notes *witness.Notes, from, to time.Duration) time.Duration {
 	var times []time.Duration
 	for i := range notes.Ops {
-		if o := &notes.Ops[i]; o.changed() && o.Return >= from && o.Return <= to {
+		if o := &notes.Ops[i]; o.Changed() && o.Return >= from && o.Return <= to {
 			times = append(times, o.Return)
 		}
 	}

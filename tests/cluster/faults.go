@@ -1,3 +1,7 @@
+// Package cluster hurts a cluster while clients use it, and has package witness check what every client was promised. Faults
+// come from a seed: members are killed, stopped in their tracks, cut off from each other, slowed, and replaced.
+//
+// The package knows servers by their binary and etcd's API only, so real etcd is held to the same.
 package cluster
 
 import (

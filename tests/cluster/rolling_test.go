@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/tests/target"
+	"github.com/coteriedb/coterie/tests/witness"
 )
 
 // TestRollingRestart restarts all members in turn, in order, while clients use the cluster as programs do: through all
@@ -66,8 +67,8 @@ type users struct {
 	all   sync.WaitGroup
 
 	mu     sync.Mutex
-	notes  Notes // Guarded by mu.
-	failed []Op  // Guarded by mu.
+	notes  witness.Notes // Guarded by mu.
+	failed []witness.Op  // Guarded by mu.
 }
 
 func startUsers(ctx context.Context, t *testing.T, c *target.Cluster) *users {
@@ -76,7 +77,7 @@ func startUsers(ctx context.Context, t *testing.T, c *target.Cluster) *users {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &users{cli: cli, began: time.Now(), stop: make(chan struct{})}
+	u := &users{notes: witness.Notes{Base: 1}, cli: cli, began: time.Now(), stop: make(chan struct{})}
 	for i := range 8 {
 		u.all.Go(func() { u.use(ctx, i) })
 	}
@@ -110,28 +111,28 @@ func (u *users) use(ctx context.Context, number int) {
 		case <-u.stop:
 			return
 		}
-		o := &Op{Client: number, Member: -1, Kind: Get, Keys: []string{fmt.Sprint(prefix, r.IntN(20))}}
+		o := &witness.Op{Client: number, Member: -1, Kind: witness.Get, Keys: []string{fmt.Sprint(witness.Prefix, r.IntN(20))}}
 		switch {
 		case number%2 == 0:
 		case r.IntN(4) == 0:
-			o.Kind = Delete
+			o.Kind = witness.Delete
 		default:
-			o.Kind, o.Value = Put, fmt.Sprintf("%d.%d", number, i)
+			o.Kind, o.Value = witness.Put, fmt.Sprintf("%d.%d", number, i)
 		}
 		u.send(ctx, o)
 	}
 }
 
-func (u *users) send(ctx context.Context, o *Op) {
+func (u *users) send(ctx context.Context, o *witness.Op) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	o.Call = time.Since(u.began)
-	err := o.send(ctx, u.cli)
+	err := o.Send(ctx, u.cli)
 	o.Return = time.Since(u.began)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err != nil {
-		o.Return, o.Err = Never, err.Error()
+		o.Return, o.Err = witness.Never, err.Error()
 		u.failed = append(u.failed, *o)
 	}
 	u.notes.Ops = append(u.notes.Ops, *o)
@@ -139,16 +140,16 @@ func (u *users) send(ctx context.Context, o *Op) {
 
 // check compares what the users noted with what the members hold.
 func (u *users) check(ctx context.Context, c *target.Cluster) error {
-	last := &Op{Kind: Put, Keys: []string{prefix + "last"}, Value: "last"}
-	if u.send(ctx, last); last.Return == Never {
+	last := &witness.Op{Kind: witness.Put, Keys: []string{witness.Prefix + "last"}, Value: "last"}
+	if u.send(ctx, last); last.Return == witness.Never {
 		return fmt.Errorf("the last write: %s", last.Err)
 	}
-	histories, err := readHistories(ctx, c, 1, last.Revision)
+	histories, err := witness.ReadHistories(ctx, c, 1, last.Revision)
 	if err != nil {
 		return err
 	}
-	if err := compareHashes(ctx, c, last.Revision); err != nil {
+	if err := witness.CompareHashes(ctx, c, last.Revision); err != nil {
 		return err
 	}
-	return Check(&u.notes, histories)
+	return witness.Check(&u.notes, histories)
 }

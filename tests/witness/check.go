@@ -1,4 +1,4 @@
-package cluster
+package witness
 
 import (
 	"cmp"
@@ -15,15 +15,17 @@ const linearTime = 2 * time.Minute
 
 // Check compares what clients have noted with the histories that the members hold, and returns everything that is wrong.
 func Check(notes *Notes, histories map[int][]Event) error {
-	past, err := oneHistory(histories)
+	past, err := oneHistory(notes.Base, histories)
 	if err != nil {
 		return err
 	}
+	ops := slices.Concat(notes.Ops, endings(notes.Leases))
 	errs := []error{
-		checkWrites(notes.Ops, past),
-		checkReads(notes.Ops, past),
-		checkTime(notes.Ops, past),
-		checkLinear(notes.Ops, past),
+		checkWrites(ops, past),
+		checkReads(ops, past),
+		checkTime(ops, past),
+		checkLinear(ops, past),
+		checkLeases(notes, past),
 	}
 	for _, w := range notes.Watches {
 		errs = append(errs, checkWatch(&w, past, notes.Compacted))
@@ -32,7 +34,7 @@ func Check(notes *Notes, histories map[int][]Event) error {
 }
 
 // oneHistory requires that all members hold the same, and indexes it.
-func oneHistory(histories map[int][]Event) (*Past, error) {
+func oneHistory(base int64, histories map[int][]Event) (*Past, error) {
 	var first, member = []Event(nil), -1
 	for i, h := range histories {
 		if member < 0 {
@@ -48,7 +50,7 @@ func oneHistory(histories map[int][]Event) (*Past, error) {
 			}
 		}
 	}
-	return NewPast(first)
+	return NewPast(base, first)
 }
 
 // written says where the effect of each write is: the revision by the value of a put, and the revisions of deletions.
@@ -85,7 +87,7 @@ func checkWrites(ops []Op, past *Past) error {
 	var errs []error
 	for i := range ops {
 		o := &ops[i]
-		if o.reads() {
+		if o.Reads() {
 			continue
 		}
 		if o.Value != "" {
@@ -109,7 +111,7 @@ func checkWrites(ops []Op, past *Past) error {
 			errs = append(errs, fmt.Errorf("nobody wrote the value %q, which revision %d has", value, revision))
 		} else if err := whole(o, past.revision(revision)); err != nil {
 			errs = append(errs, err)
-		} else if o.Return != Never && !o.changed() {
+		} else if o.Return != Never && !o.Changed() {
 			errs = append(errs, fmt.Errorf("happened at revision %d all the same: %v", revision, o))
 		}
 	}
@@ -127,7 +129,7 @@ func checkWrites(ops []Op, past *Past) error {
 // happened checks an acknowledged write against the history.
 func happened(o *Op, past *Past) error {
 	before, there := past.At(o.Keys[0], o.Revision)
-	if o.changed() {
+	if o.Changed() {
 		before, there = past.At(o.Keys[0], o.Revision-1)
 		if err := whole(o, past.revision(o.Revision)); err != nil {
 			return fmt.Errorf("an acknowledged write is lost: %w", err)
@@ -166,10 +168,10 @@ func checkReads(ops []Op, past *Past) error {
 	var errs []error
 	for i := range ops {
 		o := &ops[i]
-		if !o.reads() || o.Return == Never {
+		if !o.Reads() || o.Return == Never {
 			continue
 		}
-		if o.Revision > past.Last() || o.Revision < 1 {
+		if o.Revision > past.Last() || o.Revision < past.base {
 			errs = append(errs, fmt.Errorf("a read of a revision that does not exist, the last is %d: %v", past.Last(), o))
 			continue
 		}
@@ -219,7 +221,7 @@ func checkTime(ops []Op, past *Past) error {
 			}
 			byReturn = byReturn[1:]
 		}
-		stale := o.Revision < newest.Revision || o.changed() && o.Revision == newest.Revision
+		stale := o.Revision < newest.Revision || o.Changed() && o.Revision == newest.Revision
 		if stale && !o.Serializable {
 			errs = append(errs, fmt.Errorf("stale: %v; but answered before was %v", o, newest))
 		}
@@ -268,7 +270,7 @@ func step(s keyState, o *Op, prior int64) (bool, keyState) {
 		return s.there && o.Pairs[0].Value == s.value && o.Pairs[0].Mod == s.mod, s
 	case o.Kind == CAS && (mod == o.Expect) != o.Succeeded, o.Kind == Delete && s.there != o.Succeeded:
 		return false, s
-	case !o.changed():
+	case !o.Changed():
 		return true, s
 	}
 	return s.mod == prior && o.Revision > prior, keyState{there: o.Kind != Delete, value: o.Value, mod: o.Revision}
@@ -316,13 +318,13 @@ func perKey(ops []Op, past *Past) (map[string][]porcupine.Operation, error) {
 		switch {
 		case o.Kind == Range || o.Serializable:
 		case o.Return != Never:
-			acknowledged[o.Revision] = acknowledged[o.Revision] || o.changed()
+			acknowledged[o.Revision] = acknowledged[o.Revision] || o.Changed()
 			add(o)
 		case o.Kind == Delete:
 			if e := earliest[o.Keys[0]]; e == nil || o.Call < e.Call {
 				earliest[o.Keys[0]] = o
 			}
-		case w.puts[o.Value] != 0 && !o.reads():
+		case w.puts[o.Value] != 0 && !o.Reads():
 			settled := *o
 			settled.Revision, settled.Succeeded = w.puts[o.Value], true
 			settled.Return = seen(settled.Revision)
@@ -363,7 +365,7 @@ func firstSeen(ops []Op) func(revision int64) time.Duration {
 // told, if it was told that; and previous values that were compacted.
 func checkWatch(w *Watch, past *Past, compacted int64) error {
 	var expected []Event
-	from := int64(1)
+	from := past.base + 1
 	if len(w.Attempts) > 0 {
 		from = w.Attempts[0].From
 	}

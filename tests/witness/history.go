@@ -1,13 +1,13 @@
-// Package cluster hurts a cluster while clients use it, and checks what every client was promised. Faults come from a
-// seed: members are killed, stopped in their tracks, cut off from each other, slowed, and replaced; clients write, read and
-// watch through all members meanwhile and note every answer. Afterwards the notes are compared with the history that the
-// members hold, which must be one: every acknowledged write is in it once and where it was acknowledged, every read saw a
-// state that there was (the newest one, unless it was serializable), per key all is linearizable, and every watch delivered
-// its part of it in order, without a gap or a repeat, in whole revisions, and as far as its bookmarks said.
+// Package witness uses a cluster as clients do, notes what they are told, and checks what they were promised. Clients write,
+// read, watch and hold leases through all members and note every answer. Afterwards the notes are compared with the history
+// that the members hold, which must be one: every acknowledged write is in it once and where it was acknowledged, every read
+// saw a state that there was (the newest one, unless it was serializable), per key all is linearizable, every watch delivered
+// its part of it in order, without a gap or a repeat, in whole revisions, and as far as its bookmarks said, and no lease ended
+// before the time that was promised to its holder.
 //
-// The package knows servers by their binary and etcd's API only, so real etcd is held to the same. The checkers see
-// nothing but notes, and have tests of their own with notes that are wrong on purpose.
-package cluster
+// The package knows servers by etcd's API only, so real etcd is held to the same, and nothing of what is done to a cluster
+// meanwhile. The checkers see nothing but notes, and have tests of their own with notes that are wrong on purpose.
+package witness
 
 import (
 	"cmp"
@@ -43,6 +43,7 @@ type Op struct {
 	Keys           []string      // of a range: the prefix
 	Value          string        `json:",omitempty"` // no two requests of a history have the same
 	Expect         int64         `json:",omitempty"` // of a CAS: the revision compared with
+	Lease          int64         `json:",omitempty"` // of a put: the keys end with it
 	Serializable   bool          `json:",omitempty"`
 	Call, Return   time.Duration // since the beginning of the history
 	Revision       int64         // of the answer's header
@@ -51,12 +52,13 @@ type Op struct {
 	Err            string        `json:",omitempty"`
 }
 
-// changed reports whether the request is known to have made a revision.
-func (o *Op) changed() bool {
+// Changed reports whether the request is known to have made a revision.
+func (o *Op) Changed() bool {
 	return o.Return != Never && (o.Kind == Put || (o.Kind == CAS || o.Kind == Delete) && o.Succeeded)
 }
 
-func (o *Op) reads() bool { return o.Kind == Get || o.Kind == Range }
+// Reads reports whether the request changes nothing, whatever the answer.
+func (o *Op) Reads() bool { return o.Kind == Get || o.Kind == Range }
 
 func (o *Op) String() string {
 	text := fmt.Sprintf("client %d at member %d: %s %s", o.Client, o.Member, o.Kind, strings.Join(o.Keys, "+"))
@@ -150,9 +152,41 @@ func (w *Watch) next(from int64) int64 {
 
 // Notes are all that clients have noted.
 type Notes struct {
+	Base      int64 // the revision before their first: nothing was there then under Prefix, and nobody uses other keys
 	Ops       []Op
 	Watches   []Watch
+	Leases    []Lease
 	Compacted int64 // what is older has been compacted, or may have been; 0 when nobody asked for it
+}
+
+// Outstanding are the writes without an answer that have not happened in a history, as far as that can be told. They may
+// happen still, and are then noted once more by who goes on with the cluster.
+func (n *Notes) Outstanding(history []Event) []Op {
+	done := map[string]bool{}
+	for _, e := range history {
+		if !e.Delete {
+			done[e.Value] = true
+		}
+	}
+	var left []Op
+	for _, o := range n.Ops {
+		if !o.Reads() && o.Return == Never && (o.Kind == Delete || !done[o.Value]) {
+			o.Call = 0
+			left = append(left, o)
+		}
+	}
+	return left
+}
+
+// Acknowledged is how many writes were acknowledged.
+func (n *Notes) Acknowledged() int {
+	all := 0
+	for i := range n.Ops {
+		if o := &n.Ops[i]; !o.Reads() && o.Return != Never {
+			all++
+		}
+	}
+	return all
 }
 
 // Write dumps notes and histories as lines of JSON.
@@ -165,6 +199,11 @@ func (n *Notes) Write(w io.Writer, histories map[int][]Event) error {
 	}
 	for _, watch := range n.Watches {
 		if err := enc.Encode(map[string]Watch{"watch": watch}); err != nil {
+			return err
+		}
+	}
+	for _, l := range n.Leases {
+		if err := enc.Encode(map[string]Lease{"lease": l}); err != nil {
 			return err
 		}
 	}
@@ -185,7 +224,7 @@ func (n *Notes) Complete(histories map[int][]Event) {
 	}
 	older := map[int64][]Event{}
 	for _, w := range n.Watches {
-		if w.Key != prefix || !w.Prefix {
+		if w.Key != Prefix || !w.Prefix {
 			continue
 		}
 		for _, a := range w.Attempts {
@@ -233,15 +272,16 @@ func withPrevious(events []Event) []Event {
 
 // Past is a history with an index: which state there was at which revision.
 type Past struct {
+	base   int64
 	events []Event
 	byKey  map[string][]Event
 }
 
-// NewPast indexes a history from the first revision on. It fails when the history cannot be one of a store: revisions
-// have no gap, a key changes once in each, and what events say of earlier ones is so.
-func NewPast(events []Event) (*Past, error) {
-	p := &Past{events: events, byKey: map[string][]Event{}}
-	last := int64(1) // an empty store
+// NewPast indexes the history after a revision in which the store was empty. It fails when the history cannot be one of a
+// store: revisions have no gap, a key changes once in each, and what events say of earlier ones is so.
+func NewPast(base int64, events []Event) (*Past, error) {
+	p := &Past{base: base, events: events, byKey: map[string][]Event{}}
+	last := base
 	for i, e := range events {
 		switch {
 		case e.Mod < last:
@@ -288,7 +328,7 @@ func (p *Past) follows(e Event) error {
 // Last is the newest revision.
 func (p *Past) Last() int64 {
 	if len(p.events) == 0 {
-		return 1
+		return p.base
 	}
 	return p.events[len(p.events)-1].Mod
 }

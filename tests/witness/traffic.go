@@ -1,10 +1,11 @@
-package cluster
+package witness
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,8 +16,8 @@ import (
 	"github.com/coteriedb/coterie/tests/target"
 )
 
-// prefix is what all keys of the traffic begin with.
-const prefix = "k/"
+// Prefix is what all keys of the traffic begin with.
+const Prefix = "k/"
 
 // TrafficConfig is how clients use a cluster.
 type TrafficConfig struct {
@@ -26,6 +27,12 @@ type TrafficConfig struct {
 	Timeout time.Duration // of a request; after it, its outcome is not known
 	Value   int           // bytes added to values
 	Compact int64         // how many revisions are kept when older ones are compacted; 0 is all
+	Holders int           // clients of each member that hold leases
+
+	// Base and Late say what there was before, where the traffic is not a cluster's first: the revision in which all keys
+	// were deleted, and writes from before it whose outcome is not known.
+	Base int64
+	Late []Op
 
 	// Apart gives watches that begin in the past another stream than those for which bookmarks are asked. Etcd can give
 	// a watch that has just begun a bookmark that was asked for before, on the same stream, and that is not true for it.
@@ -33,8 +40,9 @@ type TrafficConfig struct {
 }
 
 // Traffic is clients that use a cluster and note what they are told. Each member has one client that writes, one that reads
-// the newest state, one that reads any state, and two watches; beside them there are watches that go from member to member,
-// watches that begin in the past, and a prober that writes through all members in turn, however long the others wait.
+// the newest state, one that reads any state, two watches, and holders of leases; beside them there are watches that go from
+// member to member, watches that begin in the past, and a prober that writes through all members in turn, however long the
+// others wait.
 type Traffic struct {
 	cfg     TrafficConfig
 	cluster *target.Cluster
@@ -70,8 +78,9 @@ func StartTraffic(ctx context.Context, c *target.Cluster, cfg TrafficConfig) (*T
 	t := &Traffic{
 		cfg: cfg, cluster: c, began: time.Now(),
 		stop: make(chan struct{}), fenced: make(chan struct{}),
-		newest: map[string]int64{}, last: 1, clients: map[int]*joined{},
+		newest: map[string]int64{}, last: max(1, cfg.Base), clients: map[int]*joined{},
 	}
+	t.notes.Base, t.notes.Ops = t.last, slices.Clone(cfg.Late)
 	t.ctx, t.cancel = context.WithCancel(ctx)
 	for _, i := range c.Running() {
 		if err := t.Join(i); err != nil {
@@ -100,14 +109,19 @@ func (t *Traffic) Join(member int) error {
 	t.mu.Lock()
 	t.clients[member] = j
 	first := t.serial
-	t.serial += 3
+	t.serial += 3 + t.cfg.Holders
 	t.mu.Unlock()
 	for i, choose := range []func(*rand.Rand, *Op){t.chooseWrite, chooseRead, chooseAnyRead} {
 		r := rand.New(rand.NewPCG(t.cfg.Seed, uint64(first+i)))
 		t.requests.Go(func() { t.client(j, first+i, member, r, choose) })
 	}
+	for i := range t.cfg.Holders {
+		number := first + 3 + i
+		r := rand.New(rand.NewPCG(t.cfg.Seed, uint64(number)))
+		t.requests.Go(func() { t.hold(j, number, member, r) })
+	}
 	t.watches.Go(func() {
-		t.watch(j, Watch{Name: fmt.Sprintf("everything at %d", member), Key: prefix, Prefix: true, Prev: true}, member)
+		t.watch(j, Watch{Name: fmt.Sprintf("everything at %d", member), Key: Prefix, Prefix: true, Prev: true}, member)
 	})
 	t.watches.Go(func() {
 		t.watch(j, Watch{Name: fmt.Sprintf("one key at %d", member), Key: t.key(member)}, member)
@@ -125,7 +139,7 @@ func (t *Traffic) Leave(member int) {
 	}
 }
 
-func (t *Traffic) key(i int) string { return fmt.Sprintf("%s%02d", prefix, i%t.cfg.Keys) }
+func (t *Traffic) key(i int) string { return fmt.Sprintf("%s%02d", Prefix, i%t.cfg.Keys) }
 
 // client sends one request after the other.
 func (t *Traffic) client(j *joined, number, member int, r *rand.Rand, choose func(*rand.Rand, *Op)) {
@@ -170,7 +184,7 @@ func (t *Traffic) probe() {
 		}
 		member := members[turn%len(members)]
 		turn++
-		cli := t.clientOf(member)
+		cli := t.Client(member)
 		if cli == nil {
 			return
 		}
@@ -179,7 +193,7 @@ func (t *Traffic) probe() {
 		default:
 			return
 		}
-		o := &Op{Client: -turn, Member: member, Kind: Put, Keys: []string{prefix + "probe"}, Value: t.value(0)}
+		o := &Op{Client: -turn, Member: member, Kind: Put, Keys: []string{Prefix + "probe"}, Value: t.value(0)}
 		flying.Go(func() {
 			t.do(cli, o)
 			<-slots
@@ -187,7 +201,8 @@ func (t *Traffic) probe() {
 	})
 }
 
-func (t *Traffic) clientOf(member int) *clientv3.Client {
+// Client is what speaks to a member for the clients of that member, and nil when they have left.
+func (t *Traffic) Client(member int) *clientv3.Client {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if j := t.clients[member]; j != nil && j.ctx.Err() == nil {
@@ -196,12 +211,12 @@ func (t *Traffic) clientOf(member int) *clientv3.Client {
 	return nil
 }
 
-// value makes a value that no other request has.
+// value makes a value that no other request has, nor one of a traffic with another seed.
 func (t *Traffic) value(size int) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.values++
-	return fmt.Sprintf("%d%s", t.values, strings.Repeat(".", size))
+	return fmt.Sprintf("%d.%d%s", t.cfg.Seed, t.values, strings.Repeat(".", size))
 }
 
 func (t *Traffic) chooseWrite(r *rand.Rand, o *Op) {
@@ -231,7 +246,7 @@ func (t *Traffic) chooseWrite(r *rand.Rand, o *Op) {
 func chooseRead(r *rand.Rand, o *Op) {
 	o.Kind = Get
 	if r.IntN(5) == 0 {
-		o.Kind, o.Keys = Range, []string{prefix}
+		o.Kind, o.Keys = Range, []string{Prefix}
 	}
 }
 
@@ -245,11 +260,11 @@ func (t *Traffic) do(cli *clientv3.Client, o *Op) {
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.Timeout)
 	defer cancel()
 	o.Call = time.Since(t.began)
-	err := o.send(ctx, cli)
+	err := o.Send(ctx, cli)
 	o.Return = time.Since(t.began)
 	if err != nil {
 		o.Return, o.Err = Never, err.Error()
-		if o.reads() {
+		if o.Reads() {
 			return
 		}
 	}
@@ -257,11 +272,11 @@ func (t *Traffic) do(cli *clientv3.Client, o *Op) {
 	defer t.mu.Unlock()
 	t.notes.Ops = append(t.notes.Ops, *o)
 	t.last = max(t.last, o.Revision)
-	if o.changed() {
+	if o.Changed() {
 		t.changes++
 	}
 	switch {
-	case o.changed() && o.Kind != Delete:
+	case o.Changed() && o.Kind != Delete:
 		for _, key := range o.Keys {
 			t.newest[key] = max(t.newest[key], o.Revision)
 		}
@@ -274,8 +289,8 @@ func (t *Traffic) do(cli *clientv3.Client, o *Op) {
 	}
 }
 
-// send does the request and puts the answer in it.
-func (o *Op) send(ctx context.Context, cli *clientv3.Client) error {
+// Send does the request and puts the answer in it.
+func (o *Op) Send(ctx context.Context, cli *clientv3.Client) error {
 	key := o.Keys[0]
 	switch o.Kind {
 	case Get, Range:
@@ -288,7 +303,7 @@ func (o *Op) send(ctx context.Context, cli *clientv3.Client) error {
 		return err
 	case Put:
 		if len(o.Keys) == 1 {
-			resp, err := cli.Put(ctx, key, o.Value)
+			resp, err := cli.Put(ctx, key, o.Value, clientv3.WithLease(clientv3.LeaseID(o.Lease)))
 			if err == nil {
 				o.Revision = resp.Header.Revision
 			}
@@ -356,11 +371,16 @@ func (t *Traffic) changed() int {
 // Mark is the time since the beginning, as in the notes.
 func (t *Traffic) Mark() time.Duration { return time.Since(t.began) }
 
-// Settle ends all requests, writes the last revision through any member that takes it, and waits until every watch has
-// been told everything. It returns that revision.
+// Settle ends all requests, lets all leases end, writes the last revision through any member that takes it, and waits until
+// every watch has been told everything. It returns that revision.
 func (t *Traffic) Settle(ctx context.Context) (int64, error) {
 	close(t.stop)
 	t.requests.Wait()
+	if t.cfg.Holders > 0 {
+		if err := t.awaitNoLease(ctx); err != nil {
+			return 0, err
+		}
+	}
 	revision, err := t.writeLast(ctx)
 	if err != nil {
 		return 0, err
@@ -389,7 +409,7 @@ func (t *Traffic) writeLast(ctx context.Context) (int64, error) {
 	}
 	defer cli.Close()
 	for ctx.Err() == nil {
-		o := &Op{Client: -1, Kind: Put, Keys: []string{prefix + "probe"}, Value: t.value(0)}
+		o := &Op{Client: -1, Kind: Put, Keys: []string{Prefix + "probe"}, Value: t.value(0)}
 		for i := range t.cfg.Keys {
 			o.Keys = append(o.Keys, t.key(i))
 		}

@@ -1,4 +1,4 @@
-package cluster
+package witness
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 func faithful(seed uint64) (*Notes, []Event) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	var (
-		notes    Notes
+		notes    = Notes{Base: 1}
 		events   []Event
 		revision = int64(1)
 		state    = map[string]Pair{}
@@ -229,7 +229,7 @@ func TestAlteredNotesAreNoticed(t *testing.T) {
 			o.Kind, o.Pairs = Delete, nil
 		}},
 		{"a stale read", "stale: ", func(n *Notes, m map[int][]Event) {
-			past, err := NewPast(m[0])
+			past, err := NewPast(1, m[0])
 			if err != nil {
 				panic(err)
 			}
@@ -254,7 +254,7 @@ func TestAlteredNotesAreNoticed(t *testing.T) {
 			o := find(n, func(o *Op) bool { return o.Kind == Get })
 			o.Serializable = true
 			write := find(n, func(w *Op) bool { return w.Kind == Put && w.Call > o.Return+time.Second/10 })
-			past, _ := NewPast(m[0])
+			past, _ := NewPast(1, m[0])
 			o.Revision, o.Pairs = write.Revision, nil
 			if p, ok := past.At(o.Keys[0], o.Revision); ok {
 				o.Pairs = []Pair{p}
@@ -357,7 +357,7 @@ func TestLinearOrderAlone(t *testing.T) {
 		{Pair: Pair{Key: "k", Value: "a", Create: 2, Mod: 2, Version: 1}},
 		{Pair: Pair{Key: "k", Value: "b", Create: 2, Mod: 3, Version: 2}},
 	}
-	past, err := NewPast(append(events[:1:1], Event{Pair: events[1].Pair, Prev: &events[0].Pair}))
+	past, err := NewPast(1, append(events[:1:1], Event{Pair: events[1].Pair, Prev: &events[0].Pair}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,5 +385,81 @@ func TestLinearOrderAlone(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestLeases holds the promises of leases to notes of one: it was renewed, and its key went when its time was over.
+func TestLeases(t *testing.T) {
+	pair := Pair{Key: "k/lease/1/1", Value: "v", Create: 11, Mod: 11, Version: 1}
+	probe := Pair{Key: "k/probe", Value: "p", Create: 13, Mod: 13, Version: 1}
+	at := func(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
+	tests := []struct {
+		name, want string
+		alter      func(n *Notes, events []Event) []Event
+	}{
+		{"in time", "", func(*Notes, []Event) []Event { return nil }},
+		{"revoked", "", func(n *Notes, _ []Event) []Event { n.Leases[0].Revoked, n.Leases[0].Held = at(4), at(9); return nil }},
+		{"too early", "ended too early", func(n *Notes, _ []Event) []Event { n.Leases[0].Held = at(6); return nil }},
+		{"before it was revoked", "ended too early", func(n *Notes, _ []Event) []Event {
+			n.Leases[0].Revoked, n.Leases[0].Held = at(6), at(9)
+			return nil
+		}},
+		{"renewed after its end", "renewed after its end", func(n *Notes, _ []Event) []Event { n.Leases[0].Renewed = at(6); return nil }},
+		{"its key stays", "its key is there", func(n *Notes, events []Event) []Event {
+			n.Ops[1].Revision = 12
+			last := events[2]
+			last.Create, last.Mod = 12, 12
+			return []Event{events[0], last}
+		}},
+		{"ended twice", "deletes what is not there", func(_ *Notes, events []Event) []Event {
+			again := events[1]
+			again.Mod = 14
+			return append(events, again)
+		}},
+		{"nobody had it", "nobody deleted", func(n *Notes, _ []Event) []Event { n.Leases = nil; return nil }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			notes := &Notes{
+				Base: 10,
+				Ops: []Op{
+					{Kind: Put, Keys: []string{pair.Key}, Value: "v", Lease: 1, Call: at(1), Return: at(1.1), Revision: 11},
+					{Kind: Put, Keys: []string{probe.Key}, Value: "p", Call: at(4.9), Return: at(5), Revision: 13},
+				},
+				Leases: []Lease{{ID: 1, Key: pair.Key, Granted: at(1), Renewed: at(2), Held: at(4), Revoked: Never}},
+			}
+			events := []Event{{Pair: pair}, {Pair: Pair{Key: pair.Key, Mod: 12}, Delete: true, Prev: &pair}, {Pair: probe}}
+			if altered := test.alter(notes, events); altered != nil {
+				events = altered
+			}
+			err := Check(notes, members(events))
+			if test.want == "" && err != nil {
+				t.Error(err)
+			}
+			if test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("noticed without %q: %v", test.want, err)
+			}
+		})
+	}
+}
+
+// TestOutstanding keeps, of what has no answer, what may still happen.
+func TestOutstanding(t *testing.T) {
+	notes := &Notes{Ops: []Op{
+		{Kind: Put, Keys: []string{"k/a"}, Value: "done", Call: 1, Return: Never},
+		{Kind: Put, Keys: []string{"k/a"}, Value: "open", Call: 2, Return: Never},
+		{Kind: Put, Keys: []string{"k/a"}, Value: "answered", Call: 3, Return: 4, Revision: 3},
+		{Kind: Delete, Keys: []string{"k/a"}, Call: 5, Return: Never},
+		{Kind: Get, Keys: []string{"k/a"}, Call: 6, Return: Never},
+	}}
+	var left []string
+	for _, o := range notes.Outstanding([]Event{{Pair: Pair{Key: "k/a", Value: "done", Mod: 2}}}) {
+		if o.Call != 0 {
+			t.Errorf("called at %v", o.Call)
+		}
+		left = append(left, string(o.Kind)+o.Value)
+	}
+	if want := []string{"putopen", "delete"}; !slices.Equal(left, want) {
+		t.Errorf("outstanding are %v, expected %v", left, want)
 	}
 }

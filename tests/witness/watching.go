@@ -1,4 +1,4 @@
-package cluster
+package witness
 
 import (
 	"context"
@@ -24,7 +24,7 @@ func (t *Traffic) watch(j *joined, w Watch, member int) {
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
 	defer func() { t.keep(&w, j.ctx.Err() != nil && t.ctx.Err() == nil) }()
-	for from := int64(1); ; from = w.next(from) {
+	for from := t.notes.Base + 1; ; from = w.next(from) {
 		if t.attempt(j.ctx, j.cli, &w, member, from) != interrupted {
 			return
 		}
@@ -40,9 +40,9 @@ func (t *Traffic) watch(j *joined, w Watch, member int) {
 // last event or bookmark that it was told. It wants to be told when its member has no leader.
 func (t *Traffic) wander(number int) {
 	r := rand.New(rand.NewPCG(t.cfg.Seed, uint64(1000+number)))
-	w := Watch{Name: fmt.Sprintf("wandering %d", number), Key: prefix, Prefix: true, Prev: number == 0}
+	w := Watch{Name: fmt.Sprintf("wandering %d", number), Key: Prefix, Prefix: true, Prev: number == 0}
 	defer func() { t.keep(&w, false) }()
-	for from := int64(1); t.ctx.Err() == nil; from = w.next(from) {
+	for from := t.notes.Base + 1; t.ctx.Err() == nil; from = w.next(from) {
 		ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(t.ctx), 300*time.Millisecond+time.Duration(r.Int64N(int64(time.Second))))
 		result := t.attemptAnywhere(ctx, r, &w, from)
 		cancel()
@@ -59,7 +59,7 @@ func (t *Traffic) lookBack() {
 		t.mu.Lock()
 		last := t.last
 		t.mu.Unlock()
-		w := Watch{Name: fmt.Sprintf("from the past, at %v", t.Mark()), Key: prefix, Prefix: r.IntN(2) == 0, Prev: r.IntN(2) == 0}
+		w := Watch{Name: fmt.Sprintf("from the past, at %v", t.Mark()), Key: Prefix, Prefix: r.IntN(2) == 0, Prev: r.IntN(2) == 0}
 		if !w.Prefix {
 			w.Key = t.key(r.IntN(t.cfg.Keys))
 		}
@@ -68,7 +68,7 @@ func (t *Traffic) lookBack() {
 		if t.cfg.Apart {
 			ctx = clientv3.WithRequireLeader(ctx) // streams are told apart by what is required of them
 		}
-		t.attemptAnywhere(ctx, r, &w, 1+r.Int64N(last))
+		t.attemptAnywhere(ctx, r, &w, t.notes.Base+1+r.Int64N(last-t.notes.Base+1))
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.notes.Watches = append(t.notes.Watches, w)
@@ -79,7 +79,7 @@ func (t *Traffic) lookBack() {
 func (t *Traffic) attemptAnywhere(ctx context.Context, r *rand.Rand, w *Watch, from int64) outcome {
 	if running := t.cluster.Running(); len(running) > 0 {
 		member := running[r.IntN(len(running))]
-		if cli := t.clientOf(member); cli != nil {
+		if cli := t.Client(member); cli != nil {
 			return t.attempt(ctx, cli, w, member, from)
 		}
 	}
@@ -171,10 +171,10 @@ func (t *Traffic) compact() {
 		if len(running) == 0 {
 			return
 		}
-		cli := t.clientOf(running[r.IntN(len(running))])
+		cli := t.Client(running[r.IntN(len(running))])
 		t.mu.Lock()
 		revision := t.last - t.cfg.Compact
-		if cli == nil || revision <= t.notes.Compacted {
+		if cli == nil || revision <= max(t.notes.Base, t.notes.Compacted) {
 			t.mu.Unlock()
 			return
 		}
@@ -184,26 +184,4 @@ func (t *Traffic) compact() {
 		defer cancel()
 		_, _ = cli.Compact(ctx, revision) // whether it came to pass is of no importance
 	})
-}
-
-// ReadHistory reads a member's history between two revisions.
-func ReadHistory(ctx context.Context, cli *clientv3.Client, from, until int64) ([]Event, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var events []Event
-	for r := range cli.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithPrevKV()) {
-		if err := r.Err(); err != nil {
-			return nil, err
-		}
-		for _, e := range r.Events {
-			if e.Kv.ModRevision > until {
-				return events, nil
-			}
-			events = append(events, event(e))
-		}
-		if len(events) > 0 && events[len(events)-1].Mod >= until {
-			return events, nil
-		}
-	}
-	return nil, fmt.Errorf("the history ends after %d events, before revision %d: %w", len(events), until, ctx.Err())
 }
