@@ -131,6 +131,9 @@ func (s *survey) addService(ctx context.Context, scheme, name string) (int, erro
 }
 
 func (s *survey) addRecord(ctx context.Context, scheme, service string, r *net.SRV) error {
+	if !isHost(r.Target) {
+		return fmt.Errorf("a target of the SRV records %s is %q, which is no name of a host", s.record(service), r.Target)
+	}
 	port := strconv.Itoa(int(r.Port))
 	addrs, err := s.addresses(ctx, r.Target, port)
 	if err != nil {
@@ -160,6 +163,14 @@ func (s *survey) addRecord(ctx context.Context, scheme, service string, r *net.S
 	}
 	s.Logger.Info("found a member in DNS", zap.String("peer-url", listed), zap.Bool("self", own == scheme))
 	return nil
+}
+
+// isHost reports whether a target is a name of a host. It becomes a part of a list of URLs, in which other characters have a
+// meaning; a resolver need not refuse them.
+func isHost(target string) bool {
+	return strings.Trim(target, ".") != "" && !strings.ContainsFunc(target, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
+	})
 }
 
 // addresses are all that a host has, with the port.
