@@ -68,6 +68,13 @@ func (s *service) put(key, value string) {
 	s.kvs = append(s.kvs, &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), CreateRevision: s.revision})
 }
 
+// asked is how many requests and watches there were. Who asks is on another goroutine, also when it waits.
+func (s *service) asked() (requests, watches int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests, s.watches
+}
+
 func (s *service) keys() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,8 +248,8 @@ func TestJoinWaits(t *testing.T) {
 			done <- got
 		}()
 		time.Sleep(time.Hour)
-		if s.requests != 5 || s.watches != 1 {
-			t.Errorf("%d requests and %d watches while nobody came", s.requests, s.watches)
+		if requests, watches := s.asked(); requests != 5 || watches != 1 {
+			t.Errorf("%d requests and %d watches while nobody came", requests, watches)
 		}
 		s.put("/_etcd/registry/t/members/2", "b=http://b:1")
 		time.Sleep(time.Hour)
