@@ -5,9 +5,11 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"weak"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
@@ -214,4 +216,27 @@ func FuzzDecodeRecord(f *testing.F) {
 func sameRecord(a, b record) bool {
 	return a.sub == b.sub && a.tombstone == b.tombstone && a.create == b.create && a.version == b.version &&
 		a.lease == b.lease && bytes.Equal(a.value, b.value)
+}
+
+// TestKeyOfAnEventKeepsNoValue holds the event of a put to two allocations. The watchers' recent events keep keys, and for the
+// value its encoding.
+func TestKeyOfAnEventKeepsNoValue(t *testing.T) {
+	h := newHarness(t)
+	var key []byte
+	var value weak.Pointer[byte]
+	func() {
+		events := h.apply(func() {
+			if _, err := h.s.Put(&pb.PutRequest{Key: []byte("key"), Value: make([]byte, 1<<20)}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		kv := events[0].Events[0].Kv
+		key, value = kv.Key, weak.Make(&kv.Value[0])
+	}()
+	h.put("other", "") // the batch before is forgotten
+	runtime.GC()
+	if value.Value() != nil {
+		t.Errorf("the value is in memory as long as the key %q is", key)
+	}
+	runtime.KeepAlive(key)
 }

@@ -154,3 +154,6 @@ func splitRevisionKey(k []byte) (main, sub int64, err error) {
 // aliasString is b as a string without a copy, for a search that ends before b
 // changes.
 func aliasString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// aliasBytes is s as bytes without a copy, for those who do not change them.
+func aliasBytes(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }

@@ -1,6 +1,8 @@
 package mvcc
 
 import (
+	"bytes"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
@@ -81,17 +83,6 @@ func (s *Store) previous(r *pb.PutRequest) *mvccpb.KeyValue {
 	return kv
 }
 
-// clonePair copies a key and a value, in one allocation.
-func clonePair(key, value []byte) (k, v []byte) {
-	b := make([]byte, len(key)+len(value))
-	n := copy(b, key)
-	if len(value) > 0 {
-		v = b[n:]
-		copy(v, value)
-	}
-	return b[:n:n], v
-}
-
 // change puts one key and returns the revision that this makes.
 func (s *Store) change(key, value []byte, leaseID int64) int64 {
 	w := &s.w
@@ -110,7 +101,10 @@ func (s *Store) change(key, value []byte, leaseID int64) int64 {
 
 	w.write(it.key, &record{sub: sub, create: it.create, version: it.version, lease: leaseID, value: value})
 	kv := w.add(mvccpb.Event_PUT)
-	kv.Key, kv.Value = clonePair(key, value)
+	kv.Key = aliasBytes(it.key) // not with the value: who keeps the key of an event need not keep its value
+	if len(value) > 0 {
+		kv.Value = bytes.Clone(value)
+	}
 	kv.CreateRevision = it.create
 	kv.ModRevision = rev
 	kv.Version = it.version
