@@ -75,7 +75,8 @@ var mayImport = map[string][]string{
 	"sim": {"consensus", "lessor", "machine", "machine/*", "replica", "storage/engine", "storage/wal"},
 
 	// For tests and benchmarks.
-	"internal/loopback": {},
+	"internal/footprint": {},
+	"internal/loopback":  {},
 
 	// Programs. The load generator talks to any server that speaks etcd's API, so it knows none.
 	"bench":         {"bench/light"},
@@ -278,6 +279,40 @@ func TestLinks(t *testing.T) {
 	for _, page := range pages {
 		if !linked[page] {
 			t.Errorf("docs/README.md does not link to %s", page)
+		}
+	}
+}
+
+// TestFuzzTargetsAreListed requires that the table of docs/testing.md names every fuzz target, as often as there are packages
+// that have one of its name.
+func TestFuzzTargetsAreListed(t *testing.T) {
+	page, err := os.ReadFile("docs/testing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]int{}
+	target := regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`)
+	for _, p := range packages(t) {
+		files, err := filepath.Glob(filepath.Join(p.Dir, "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range files {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range target.FindAllSubmatch(text, -1) {
+				there[string(m[1])]++
+			}
+		}
+	}
+	if len(there) < 40 {
+		t.Errorf("only %d fuzz targets found", len(there))
+	}
+	for name, count := range there {
+		if got := strings.Count(string(page), "`"+name+"`"); got != count {
+			t.Errorf("%s is named %d times in docs/testing.md, and is there in %d packages", name, got, count)
 		}
 	}
 }

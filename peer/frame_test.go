@@ -1,11 +1,16 @@
 package peer
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
+	"math"
 	"net/http"
+	"os"
+	"path/filepath"
 	"reflect"
 	"runtime"
 	"strings"
@@ -13,6 +18,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/internal/footprint"
 )
 
 func TestFrames(t *testing.T) {
@@ -172,6 +179,48 @@ func FuzzSnapshotHead(f *testing.F) {
 		again, err := decodeSnapshotHead(frame[frameHeaderLen:])
 		if err != nil || !reflect.DeepEqual(again.files, h.files) || !proto.Equal(again.message, h.message) {
 			t.Errorf("encoded and decoded it is another: %v", err)
+		}
+	})
+}
+
+// FuzzSnapshotFiles receives files as a stream brings them. What is written is what came, as long as was announced, and one that
+// does not check is refused.
+func FuzzSnapshotFiles(f *testing.F) {
+	sealed := func(b []byte) []byte {
+		return binary.LittleEndian.AppendUint32(bytes.Clone(b), crc32.Checksum(b, castagnoli))
+	}
+	f.Add(append(sealed([]byte("first")), sealed(nil)...), int64(5), int64(0), false)
+	f.Add(append(sealed(make([]byte, 3000)), sealed([]byte("second"))...), int64(3000), int64(6), true)
+	f.Add(sealed([]byte("cut")), int64(3), int64(math.MaxInt64/4), false)
+	f.Fuzz(func(t *testing.T, b []byte, first, second int64, seal bool) {
+		files := []snapshotFile{{"a", first}, {"b", second}}
+		if h := (&snapshotHead{snapshotMessage(1, 2), files}); h.check() != nil {
+			return
+		}
+		if end := first + fileChecksumLen; seal && end <= int64(len(b)) {
+			b = append(sealed(b[:first]), b[end:]...)
+		}
+		dir := t.TempDir()
+		var err error
+		if n := footprint.Of(func() { err = receiveFiles(bufio.NewReader(bytes.NewReader(b)), dir, files) }); n > 16<<20 {
+			t.Errorf("%d bytes took %d", len(b), n)
+		}
+		a, readErr := os.ReadFile(filepath.Join(dir, "a"))
+		if readErr != nil {
+			t.Fatal(readErr)
+		}
+		if len(a) > 0 && !bytes.HasPrefix(b, a) {
+			t.Errorf("%x is written as %x", b, a)
+		}
+		if err != nil {
+			return
+		}
+		last, readErr := os.ReadFile(filepath.Join(dir, "b"))
+		if readErr != nil {
+			t.Fatal(readErr)
+		}
+		if whole := append(sealed(a), sealed(last)...); int64(len(a)) != first || int64(len(last)) != second || !bytes.HasPrefix(b, whole) {
+			t.Errorf("%x is taken for %x and %x", b, a, last)
 		}
 	})
 }

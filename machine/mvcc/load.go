@@ -153,30 +153,35 @@ const maxLoaders = 4
 
 // loadChunks reads and decodes the chunks of an image.
 func (s *Store) loadChunks(h *imageHead, rest func(), workers int) ([]chunk, error) {
-	type encoded struct {
-		n int
-		b []byte
+	type decoding struct {
+		b     []byte
+		chunk chunk
+		err   error
 	}
-	chunks := make([]chunk, h.chunks)
-	errs := make([]error, h.chunks)
-	work := make(chan encoded, 2*workers)
+	var all []*decoding // as many as there are; what the head says may be false
+	work := make(chan *decoding, 2*workers)
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() { // ends with work, before this method returns
-			for e := range work {
-				chunks[e.n], errs[e.n] = decodeChunk(e.b, h.rev)
+			for d := range work {
+				d.chunk, d.err = decodeChunk(d.b, h.rev)
+				d.b = nil
 			}
 		})
 	}
-	n := 0
 	err := s.eachChunk(h, func(b []byte) {
-		work <- encoded{n, bytes.Clone(b)}
-		n++
+		d := &decoding{b: bytes.Clone(b)}
+		all = append(all, d)
+		work <- d
 		rest()
 	})
 	close(work)
 	wg.Wait()
-	return chunks, cmp.Or(err, errors.Join(errs...))
+	chunks := make([]chunk, len(all))
+	for i, d := range all {
+		chunks[i], err = d.chunk, cmp.Or(err, d.err)
+	}
+	return chunks, err
 }
 
 // eachChunk calls fn with each chunk of an image, in order, as it is stored.

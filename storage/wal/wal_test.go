@@ -127,9 +127,12 @@ func fill(t testing.TB, l *Log, n int) {
 	t.Helper()
 	last, _ := l.LastIndex()
 	for i := range uint64(n) {
-		must(t, l.Append(nil, []*pb.Entry{entry(last+1+i, 1, fmt.Sprintf("%08d%092d", last+1+i, 0))}))
+		must(t, l.Append(nil, []*pb.Entry{entry(last+1+i, 1, string(appended(last+1+i)))}))
 	}
 }
+
+// appended is the data of the entries that fill appends.
+func appended(index uint64) []byte { return fmt.Appendf(nil, "%08d%092d", index, 0) }
 
 func TestSegmentsRotateAndCompact(t *testing.T) {
 	fs := newFS(t)

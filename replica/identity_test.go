@@ -1,0 +1,72 @@
+package replica
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// FuzzIdentity reads whatever may stand in identity.json. What is accepted can be written and is then read as the same.
+func FuzzIdentity(f *testing.F) {
+	fs := vfs.NewMem()
+	if err := WriteIdentity(fs, "", NewIdentity(0xcdf818194e3a8c32, 7)); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(content(f, fs))
+	f.Add([]byte(`{"format":2,"clusterID":"1","memberID":"2","complete":true}`))
+	f.Add([]byte(`{"format":1,"clusterID":"-1","memberID":"10000000000000000","complete":true,"engine":"engine-9"}`))
+	f.Add([]byte(`null`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		fs := vfs.NewMem()
+		file, err := fs.Create(IdentityFile, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := file.Write(append([]byte(nil), b...)); err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+		id, err := ReadIdentity(fs, "")
+		if err != nil {
+			return
+		}
+		if id == nil || id.Format < 1 || id.Format > Format {
+			t.Fatalf("%q is read as %+v", b, id)
+		}
+		if err := WriteIdentity(fs, "", id); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := ReadIdentity(fs, ""); err != nil || *again != *id {
+			t.Errorf("%+v, written and read, is %+v: %v", id, again, err)
+		}
+		cluster, member, err := id.ids()
+		if err != nil {
+			return
+		}
+		made := NewIdentity(cluster, member)
+		if c, m, err := made.ids(); err != nil || c != cluster || m != member {
+			t.Errorf("ids %x and %x became %x and %x: %v", cluster, member, c, m, err)
+		}
+	})
+}
+
+func content(tb testing.TB, fs vfs.FS) []byte {
+	tb.Helper()
+	file, err := fs.Open(filepath.Join("", IdentityFile))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	b := make([]byte, info.Size())
+	if _, err := file.ReadAt(b, 0); err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
