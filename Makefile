@@ -10,8 +10,10 @@ SEED     ?= $$(date +%s)
 FOR      ?=
 ROWS     ?= .
 PROFILES ?= profiles
+TARGETS  ?= .
+SAMPLES  ?=
 
-.PHONY: help build cluster test check race fuzz oracle crash faults sim stress bench profile docs
+.PHONY: help build cluster test check race fuzz oracle crash faults sim stress soak nightly bench profile docs
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,13 +33,8 @@ check: ## run what CI runs: formatting, vet, staticcheck, all tests
 race: ## run the tests under the race detector (needs a C compiler)
 	go test -race ./...
 
-fuzz: ## run every fuzz target for FUZZTIME each (30s)
-	@for file in $$(grep -rl --include='*_test.go' --exclude-dir=tests '^func Fuzz' .); do \
-		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
-			echo "$$(dirname $$file) $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$(dirname $$file) || exit 1; \
-		done; \
-	done
+fuzz: ## run every fuzz target for FUZZTIME each (30s), or those of TARGETS (a pattern), and print what came of each
+	scripts/fuzz $(FUZZTIME) '$(TARGETS)'
 
 oracle: ## compare with a real etcd for OPS operations (200000), from a new seed
 	go -C tests test ./oracle -count 1 -timeout 0 -args -oracle.ops=$(OPS)
@@ -53,6 +50,12 @@ sim: ## simulate clusters under all faults, SEEDS seeds (500) from SEED (a new o
 
 stress: ## run consensus under all faults at once, in simulated time, for STRESS (5m), from a new seed
 	go test ./consensus -count 1 -timeout 0 -run '^TestStress$$' -consensus.stress=$(STRESS) -consensus.seed=$$(date +%s)
+
+soak: ## use a cluster for FOR (10m), kill its members, and look for what grows; samples go to SAMPLES, a file
+	go -C tests test ./soak -count 1 -timeout 0 -v -run '^TestSoak$$' -args -soak.for=$(or $(FOR),10m) -soak.seed=$(SEED) $(if $(SAMPLES),-soak.samples=$(abspath $(SAMPLES)))
+
+nightly: ## run sim, fuzz, stress, faults and soak, each for its time, some five hours in all, and summarize (needs root)
+	scripts/nightly
 
 bench: ## measure against etcd, ROWS of "part: load" (all), and write docs/benchmarks.md (about 55 minutes)
 	go run ./bench/compare --rows '$(ROWS)' --page docs/benchmarks.md
