@@ -42,6 +42,8 @@ type remote struct {
 	// Guarded by mu. A stream was up, and the member has not been reported as
 	// gone since.
 	met bool
+	// connections counts those that were made to the member.
+	connections uint64
 	// Guarded by mu. What the member said it runs.
 	version string
 }
@@ -129,6 +131,7 @@ func (r *remote) setOut(k kind, o *opened) {
 	}
 	if o != nil {
 		r.met = true
+		r.connections++
 		r.version = truncate(o.response.Header.Get(headerVersion), maxHeaderText)
 		if !slices.Contains(r.endpoints, o.endpoint) {
 			o.Close() // the member has moved while it was dialled
@@ -190,10 +193,22 @@ func (r *remote) heard() bool {
 	return r.in != [kinds]*inbound{}
 }
 
-// wasMet tells, once for each time the member was connected to, that it was.
-func (r *remote) wasMet() bool {
+// connected returns how many connections were made to the member.
+func (r *remote) connected() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.connections
+}
+
+// wasMet tells, once for each time the member was connected to, that it was. It
+// does not when another connection was made since there were as many as given:
+// who asks has found out about the process before that one.
+func (r *remote) wasMet(connections uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.connections != connections {
+		return false
+	}
 	met := r.met
 	r.met = false
 	return met

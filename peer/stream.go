@@ -44,7 +44,7 @@ type stream struct {
 func (s *stream) run(ctx context.Context) {
 	defer s.lose()
 	for pause := minPause; ctx.Err() == nil; {
-		began := time.Now()
+		began, connections := time.Now(), s.peer.connected()
 		conn, err := s.connect(ctx)
 		if err == nil {
 			err = s.carry(ctx, conn)
@@ -52,7 +52,7 @@ func (s *stream) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.failed(err, conn != nil)
+		s.failed(err, conn != nil, connections)
 		if conn != nil {
 			pause = minPause
 			if time.Since(began) >= steady {
@@ -128,12 +128,14 @@ func (e *endpointError) Error() string { return e.endpoint.String() + ": " + e.e
 func (e *endpointError) Unwrap() error { return e.err }
 
 // failed tells of a connection that ended, if it was up, or could not be made.
-func (s *stream) failed(err error, up bool) {
+// connections is how many there were to the member when the attempt began: that
+// nobody listened then says nothing of a process that was connected to since.
+func (s *stream) failed(err error, up bool, connections uint64) {
 	s.peer.count.sendFailures.Add(1)
 	if lost := s.lose(); lost || up {
 		s.peer.t.reports.unreachable(s.peer.id)
 	}
-	if allGone(err) && s.peer.wasMet() {
+	if allGone(err) && s.peer.wasMet(connections) {
 		s.peer.t.cfg.Handler.Refused(s.peer.id)
 	}
 	s.tell(err, up)

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -291,6 +292,36 @@ func TestSignsOfLifeInABulk(t *testing.T) {
 	}
 	if kind := <-got; kind != framePong {
 		t.Errorf("the sender got a frame of kind %d", kind)
+	}
+}
+
+// That nobody listened, which one stream found out before the other one was
+// connected to a new process, is not said of that process.
+func TestOutdatedRefusalIsNotTold(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, 1), start(t, 2)
+	introduce(a, b)
+	connected(t, a, b)
+	r := a.Transport.remote(2)
+	s := r.streams[entries]
+	refusal := errors.Join(&endpointError{err: &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}})
+	if !allGone(refusal) {
+		t.Fatal("the error does not say that the process is gone")
+	}
+	told := func() int {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.refused[2]
+	}
+	s.failed(refusal, false, r.connected()-1)
+	if n := told(); n != 0 {
+		t.Errorf("told %d times of a process that was connected to since", n)
+	}
+	for range 2 {
+		s.failed(refusal, false, r.connected())
+	}
+	if n := told(); n != 1 {
+		t.Errorf("told %d times of a process that is gone", n)
 	}
 }
 
