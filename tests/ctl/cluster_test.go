@@ -54,7 +54,7 @@ func TestClusterTranscripts(t *testing.T) {
 	for _, kind := range []target.Kind{target.KindEtcd, target.KindCoterie} {
 		t.Run(string(kind), func(t *testing.T) {
 			datadriven.Walk(t, "testdata/cluster", func(t *testing.T, path string) {
-				t.Parallel() // for most of the time something is waited for
+				t.Parallel()
 				s := &clusterShell{kind: kind, dir: t.TempDir()}
 				defer s.end(t)
 				datadriven.RunTest(t, path, s.directive)
