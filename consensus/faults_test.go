@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -171,10 +172,12 @@ func load(m *member, round int, stop <-chan struct{}) []*write {
 	return all
 }
 
+var crashSeeds = flag.Uint64("consensus.crashes", 25, "how many seeds of crashes to run; under the race detector each takes some twenty times as long")
+
 // Power fails inside a random write or sync, of the log or the engine, and the
 // disk keeps a random part of what was not synced.
 func TestCrashAnywhere(t *testing.T) {
-	for seed := range uint64(25) {
+	for seed := range *crashSeeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(seed, 1))
