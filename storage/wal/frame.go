@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 )
@@ -122,7 +123,7 @@ func decodePayload(b []byte, fn func(record) error) error {
 			term, vote, commit := d.uvarint(), d.uvarint(), d.uvarint()
 			r.hardState = &pb.HardState{Term: &term, Vote: &vote, Commit: &commit}
 		case kindEntry:
-			term, index, typ := d.uvarint(), d.uvarint(), pb.EntryType(d.uvarint())
+			term, index, typ := d.uvarint(), d.uvarint(), d.entryType()
 			r.entry = &pb.Entry{Term: &term, Index: &index, Type: &typ, Data: d.bytes()}
 		default:
 			return fmt.Errorf("record of unknown kind %d", kind)
@@ -152,6 +153,15 @@ func (d *decoder) uvarint() uint64 {
 	}
 	d.b = d.b[n:]
 	return v
+}
+
+// entryType refuses a number that would be another one as an EntryType.
+func (d *decoder) entryType() pb.EntryType {
+	v := d.uvarint()
+	if v > math.MaxInt32 {
+		d.err, d.b = fmt.Errorf("an entry has the type %d", v), nil
+	}
+	return pb.EntryType(v)
 }
 
 func (d *decoder) bytes() []byte {
