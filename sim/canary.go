@@ -10,6 +10,7 @@ import (
 
 	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/lease"
 )
 
 // Canaries are defects that a world can be given. A checker that has never found
@@ -20,10 +21,15 @@ const (
 	lostEvent     = "lost-event"     // a watcher does not get the event of the compacted revision
 	doubledEntry  = "doubled-entry"  // some puts are applied twice
 	hastyLease    = "hasty-lease"    // the clock of leases goes a third too fast
+	renewedLeases = "renewed-leases" // whoever becomes leader takes every lease for just renewed
+	uncutLog      = "uncut-log"      // nobody cuts the log
+	openStream    = "open-stream"    // the stream of a watcher that has left stays
+	leftFiles     = "left-files"     // what a snapshot was sent from stays
+	forgottenSync = "forgotten-sync" // a sync that failed is tried again, and succeeds
 	looseSnapshot = "loose-snapshot" // the files of a received snapshot are not synced
 )
 
-var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, hastyLease, looseSnapshot}
+var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, hastyLease, renewedLeases, looseSnapshot, forgottenSync, uncutLog, openStream, leftFiles}
 
 // doubled has a put applied twice, seldom.
 func (w *world) doubled(entries []machine.Entry) []machine.Entry {
@@ -80,4 +86,22 @@ func (w *world) hurried(c *clock) lessor.Clock {
 		return c
 	}
 	return hasty{c, c.Now()}
+}
+
+// forgetful is a table of leases whose checkpoints no new leader sees.
+type forgetful struct{ lessor.Leases }
+
+func (f forgetful) All() []lease.Lease {
+	all := f.Leases.All()
+	for i := range all {
+		all[i].RemainingTTL = 0
+	}
+	return all
+}
+
+func (w *world) known(t *lease.Table) lessor.Leases {
+	if w.canary != renewedLeases {
+		return t
+	}
+	return forgetful{t}
 }

@@ -16,6 +16,7 @@ import (
 
 // client does one thing after another, on whichever member it finds.
 type client struct {
+	draws
 	w    *world
 	id   int
 	busy uint64 // the operation under way, 0 for none
@@ -26,22 +27,18 @@ type client struct {
 	revision int64
 }
 
+func newClient(w *world, id int) *client {
+	return &client{draws: drawsOf(w.seed, numbered(aClient, id)), w: w, id: id}
+}
+
 // answered is the last place in the order of things that any client was told of.
 type answered struct {
 	position uint64
 	revision int64
 }
 
-// leaseOwner is a lease as its owner sees it.
-type leaseOwner struct {
-	id      int64
-	ttl     time.Duration
-	renewed time.Time // when the last renewal that was confirmed had been asked for
-	tried   time.Time // when the last one was asked for that may have been taken
-	ended   bool      // revoked, or seen to be gone
-}
-
-func (w *world) someone() *process {
+// someone returns a process that clients reach.
+func (w *world) someone(d draws) *process {
 	var up []*process
 	for _, m := range w.inOrder() {
 		if m.serves() {
@@ -51,7 +48,7 @@ func (w *world) someone() *process {
 	if len(up) == 0 {
 		return nil
 	}
-	return up[w.draw(len(up))]
+	return up[d.draw(len(up))]
 }
 
 // left has the clients of a process notice that it has ended.
@@ -73,15 +70,19 @@ func (w *world) left(p *process) {
 	}
 }
 
-func (c *client) key() []byte { return fmt.Appendf(nil, "k%02d", c.w.draw(c.w.plan.Keys)) }
+func (c *client) key() []byte { return c.w.key(c.draws) }
 
 // span draws a range: one key, some, or all.
-func (c *client) span() (key, end []byte) {
-	switch c.w.draw(3) {
+func (c *client) span() (key, end []byte) { return c.w.span(c.draws) }
+
+func (w *world) key(d draws) []byte { return fmt.Appendf(nil, "k%02d", d.draw(w.plan.Keys)) }
+
+func (w *world) span(d draws) (key, end []byte) {
+	switch d.draw(3) {
 	case 0:
-		return c.key(), nil
+		return w.key(d), nil
 	case 1:
-		a, b := c.key(), c.key()
+		a, b := w.key(d), w.key(d)
 		if string(a) > string(b) {
 			a, b = b, a
 		}
@@ -96,7 +97,7 @@ func (c *client) span() (key, end []byte) {
 // later has the client go on.
 func (c *client) later() {
 	c.busy = 0
-	c.w.after(c.w.between(0, 2*c.w.plan.Think), c.next)
+	c.w.after(c.between(0, 2*c.w.plan.Think), c.next)
 }
 
 // next begins an operation.
@@ -105,7 +106,7 @@ func (c *client) next() {
 	if w.finished {
 		return
 	}
-	p := w.someone()
+	p := w.someone(c.draws)
 	if p == nil {
 		c.w.after(20*time.Millisecond, c.next)
 		return
@@ -120,37 +121,64 @@ func (c *client) next() {
 			c.later()
 		}
 	})
-	switch n := w.draw(100); {
-	case n < 40:
+	n, kind := c.draw(100), clientKinds[0].name
+	for _, k := range clientKinds {
+		if n -= k.share; n < 0 {
+			kind = k.name
+			break
+		}
+	}
+	if !w.has(kind) {
+		c.later()
+		return
+	}
+	c.do(kind, p, op)
+}
+
+// clientKinds is what clients do, and how often of a hundred times.
+var clientKinds = []struct {
+	name  string
+	share int
+}{
+	{"put", 40}, {"delete", 8}, {"txn", 14}, {"read", 15}, {"local", 11}, {"compact", 3}, {"grant", 4}, {"revoke", 1}, {"renew", 4},
+}
+
+func (c *client) do(kind string, p *process, op uint64) {
+	switch kind {
+	case "put":
 		c.propose(p, op, &pb.InternalRaftRequest{Put: c.put(op)})
-	case n < 48:
+	case "delete":
 		key, end := c.span()
-		c.propose(p, op, &pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: key, RangeEnd: end, PrevKv: w.chance(50)}})
-	case n < 62:
+		c.propose(p, op, &pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: key, RangeEnd: end, PrevKv: c.chance(50)}})
+	case "txn":
 		c.propose(p, op, &pb.InternalRaftRequest{Txn: c.txn(op)})
-	case n < 77:
+	case "read":
 		c.read(p, op, c.rangeRequest(), true)
-	case n < 88:
+	case "local":
 		c.read(p, op, c.rangeRequest(), false)
-	case n < 91 && w.truth.revision() > 3:
-		rev := w.truth.revision()
-		rev -= int64(w.draw(int(min(rev, 60))))
-		c.propose(p, op, &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: max(rev, 1)}})
-	case n < 95:
+	case "compact":
+		c.compact(p, op)
+	case "grant":
 		c.grant(p, op)
-	case n < 96:
+	case "revoke":
 		c.revoke(p, op)
-	default:
+	case "renew":
 		c.renew(op)
 	}
 }
 
+func (c *client) compact(p *process, op uint64) {
+	rev := c.w.truth.revision()
+	rev -= int64(c.draw(int(min(rev, 60))))
+	c.propose(p, op, &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: max(rev, 1)}})
+}
+
 func (c *client) put(op uint64) *pb.PutRequest {
-	r := &pb.PutRequest{Key: c.key(), Value: fmt.Appendf(nil, "v%d", op), PrevKv: c.w.chance(20)}
-	if c.w.chance(5) {
-		r.Value = append(r.Value, make([]byte, c.w.draw(c.w.plan.ValueBytes))...)
+	r := &pb.PutRequest{Key: c.key(), Value: fmt.Appendf(nil, "v%d", op), PrevKv: c.chance(20)}
+	if c.chance(5) {
+		r.Value = append(r.Value, make([]byte, c.draw(c.w.plan.ValueBytes))...)
 	}
-	if l := c.w.aLease(); l != nil && c.w.chance(20) {
+	if l := c.aLease(); l != nil && c.chance(20) {
 		r.Lease = l.id
 	}
 	return r
@@ -159,62 +187,18 @@ func (c *client) put(op uint64) *pb.PutRequest {
 func (c *client) rangeRequest() *pb.RangeRequest {
 	r := &pb.RangeRequest{}
 	r.Key, r.RangeEnd = c.span()
-	switch c.w.draw(6) {
+	switch c.draw(6) {
 	case 0:
-		r.Limit = int64(1 + c.w.draw(5))
+		r.Limit = int64(1 + c.draw(5))
 	case 1:
 		r.CountOnly = true
 	case 2:
 		r.KeysOnly = true
 	}
-	if rev := c.w.truth.revision(); c.w.chance(30) {
-		r.Revision = max(1, rev+2-int64(c.w.draw(int(min(rev, 50)+2))))
+	if rev := c.w.truth.revision(); c.chance(30) {
+		r.Revision = max(1, rev+2-int64(c.draw(int(min(rev, 50)+2))))
 	}
 	return r
-}
-
-func (c *client) txn(op uint64) *pb.TxnRequest {
-	r := &pb.TxnRequest{}
-	for range c.w.draw(3) {
-		r.Compare = append(r.Compare, c.compare())
-	}
-	r.Success, r.Failure = c.branch(op), c.branch(op)
-	return r
-}
-
-func (c *client) compare() *pb.Compare {
-	m := &pb.Compare{Key: c.key(), Result: pb.Compare_CompareResult(c.w.draw(4))}
-	rev := c.w.truth.revision()
-	switch c.w.draw(4) {
-	case 0:
-		m.Target, m.TargetUnion = pb.Compare_VERSION, &pb.Compare_Version{Version: int64(c.w.draw(3))}
-	case 1:
-		m.Target, m.TargetUnion = pb.Compare_MOD, &pb.Compare_ModRevision{ModRevision: max(0, rev-int64(c.w.draw(20)))}
-	case 2:
-		m.Target, m.TargetUnion = pb.Compare_CREATE, &pb.Compare_CreateRevision{CreateRevision: max(0, rev-int64(c.w.draw(40)))}
-	case 3:
-		m.Target, m.TargetUnion = pb.Compare_VALUE, &pb.Compare_Value{Value: fmt.Appendf(nil, "v%d", c.w.draw(int(c.w.lastOp)))}
-	}
-	return m
-}
-
-// branch draws what a transaction does, no key twice.
-func (c *client) branch(op uint64) (ops []*pb.RequestOp) {
-	first := c.w.draw(c.w.plan.Keys)
-	for i := range c.w.draw(4) {
-		key := fmt.Appendf(nil, "k%02d", (first+i)%c.w.plan.Keys)
-		switch c.w.draw(3) {
-		case 0:
-			p := c.put(op)
-			p.Key, p.Value = key, fmt.Appendf(nil, "v%d.%d", op, i)
-			ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: p}})
-		case 1:
-			ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: key}}})
-		case 2:
-			ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: c.rangeRequest()}})
-		}
-	}
-	return ops
 }
 
 // propose has a command replicated.
@@ -315,106 +299,4 @@ func (c *client) read(p *process, op uint64, r *pb.RangeRequest, linearizable bo
 		return
 	}
 	p.node.ReadIndex(func(err error) { c.w.post(name, func() { finish(err) }) })
-}
-
-// aLease returns a lease that a client may use.
-func (w *world) aLease() *leaseOwner {
-	if len(w.leaseIDs) == 0 {
-		return nil
-	}
-	l := w.leases[w.leaseIDs[w.draw(len(w.leaseIDs))]]
-	if l.ended {
-		return nil
-	}
-	return l
-}
-
-func (c *client) grant(p *process, op uint64) {
-	w := c.w
-	l := &leaseOwner{id: int64(1000 + op), ttl: time.Duration(1+w.draw(4)) * time.Second}
-	w.leases[l.id] = l
-	w.leaseIDs = append(w.leaseIDs, l.id)
-	l.tried = time.Now()
-	c.propose(p, op, &pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: l.id, TTL: int64(l.ttl / time.Second)}})
-}
-
-// granted notes the answer to a grant.
-func (w *world) granted(id int64) {
-	l := w.leases[id]
-	l.renewed = maxTime(l.renewed, l.tried)
-}
-
-func (c *client) revoke(p *process, op uint64) {
-	l := c.w.aLease()
-	if l == nil {
-		c.later()
-		return
-	}
-	c.propose(p, op, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: l.id}})
-}
-
-// renew keeps a lease alive, at the member that thinks it leads.
-func (c *client) renew(op uint64) {
-	w := c.w
-	l := w.aLease()
-	var to *process
-	for _, m := range w.inOrder() {
-		if m.serves() && m.p.node.Status().IsLeader && (to == nil || w.chance(50)) {
-			to = m.p
-		}
-	}
-	if l == nil || to == nil {
-		c.later()
-		return
-	}
-	asked := time.Now()
-	name := fmt.Sprintf("client %d", c.id)
-	ended := l.ended
-	w.ending.Go(func() { // until answered, or the time is over
-		ctx, cancel := context.WithTimeout(to.ctx, requestTime)
-		defer cancel()
-		ttl, err := to.lessor.Renew(ctx, l.id)
-		w.post(name, func() {
-			if c.busy != op || !to.alive() {
-				return
-			}
-			defer c.later()
-			if err != nil {
-				return
-			}
-			if ended {
-				w.fail("member %d renews lease %d, whose end had been answered before", to.m.id, l.id)
-			}
-			if time.Duration(ttl)*time.Second != l.ttl {
-				w.fail("member %d renews lease %d for %d s, not %v", to.m.id, l.id, ttl, l.ttl)
-			}
-			l.renewed = maxTime(l.renewed, asked)
-		})
-	})
-}
-
-func maxTime(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// clockTolerance is by how much the fastest clock may be ahead of time.
-const clockTolerance = 1.03
-
-// leaseEnded checks that a lease was not ended before its time by the clock.
-func (w *world) leaseEnded(id int64) {
-	l := w.leases[id]
-	w.tally.expired++
-	if l == nil {
-		w.fail("lease %d expires, which nobody has asked for", id)
-		return
-	}
-	at := time.Now()
-	lived := at.Sub(l.renewed)
-	if !l.renewed.IsZero() && float64(lived)*clockTolerance < float64(l.ttl) {
-		w.fail("lease %d of %v expires %v after it was renewed", id, l.ttl, lived)
-	}
-	l.ended = true
 }

@@ -41,11 +41,25 @@ type Disk struct {
 	left    *node                                         // what the crash has left; nil before
 	room    int64                                         // bytes that may still be written; below 0: no limit
 	slow    func(name string, syncs uint64) time.Duration // how long a sync takes
+	failure *Failure                                      // what fails; nil for nothing
+	logDied time.Time                                     // when a change of the log failed
+	forgets bool                                          // who syncs asks again when a sync fails, and is told that all is well
+}
+
+// Failure is how a disk is broken. A write that fails has written nothing. A sync that
+// fails has not made durable what was written, and no later one will: the file system
+// takes it for written, and shows it until the next crash of the machine.
+type Failure struct {
+	Syncs   bool   // these fail, else writes
+	Suffix  string // of files' names
+	After   int    // so many succeed before
+	Lasting bool   // all others fail, not only one
 }
 
 // node is a file or a directory.
 type node struct {
-	dir bool
+	dir  bool
+	name string // that it was given last
 
 	data   []byte
 	synced []byte
@@ -107,6 +121,35 @@ func (d *Disk) SetRoom(n int64) {
 	d.room = n
 }
 
+// Break has writes or syncs fail; with nil none does any more.
+func (d *Disk) Break(f *Failure) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failure = f
+}
+
+// LogDied returns when a write or a sync of the raft log failed, if one has.
+func (d *Disk) LogDied() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.logDied
+}
+
+// fails tells whether a write, or a sync, of a file fails. With mu.
+func (d *Disk) fails(name string, sync bool) bool {
+	x := d.failure
+	if x == nil || x.Syncs != sync || !strings.HasSuffix(name, x.Suffix) {
+		return false
+	}
+	if x.After--; x.After >= 0 || x.After < -1 && !x.Lasting {
+		return false
+	}
+	if strings.HasSuffix(name, ".wal") && d.logDied.IsZero() && !d.forgets {
+		d.logDied = time.Now()
+	}
+	return true
+}
+
 // Slow says how long a sync of a file takes, by its name and how often it was
 // synced before.
 func (d *Disk) Slow(f func(name string, syncs uint64) time.Duration) {
@@ -129,8 +172,8 @@ func (d *Disk) Kill() {
 func (d *Disk) Reboot() *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.room, d.slow = -1, nil
-	return &Disk{rng: d.rng, root: d.left, held: map[string]bool{}, room: -1}
+	d.room, d.slow, d.failure = -1, nil, nil
+	return &Disk{rng: d.rng, root: d.left, held: map[string]bool{}, room: -1, forgets: d.forgets}
 }
 
 // Files returns the paths of all files, in order.
@@ -160,6 +203,17 @@ func (d *Disk) Size(name string) int64 {
 		return 0
 	}
 	return int64(len(n.data))
+}
+
+// Bytes returns what a file holds.
+func (d *Disk) Bytes(name string) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.find(name)
+	if err != nil {
+		return nil
+	}
+	return slices.Clone(n.data)
 }
 
 // Rot flips one bit of what a file holds, at rest.
@@ -204,7 +258,7 @@ func (d *Disk) survive(n *node, share int, done map[*node]*node) *node {
 		return s
 	}
 	if !n.dir {
-		s := &node{data: slices.Clone(n.synced)}
+		s := &node{name: n.name, data: slices.Clone(n.synced)}
 		done[n] = s
 		for _, e := range n.writes {
 			for off := e.off; off < e.end; {
@@ -233,6 +287,7 @@ func (d *Disk) survive(n *node, share int, done map[*node]*node) *node {
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		s.names[name] = d.survive(names[name], share, done)
+		s.names[name].name = name
 	}
 	s.syncedNames = maps.Clone(s.names)
 	return s
@@ -243,7 +298,7 @@ func (n *node) clone(done map[*node]*node) *node {
 	if c := done[n]; c != nil {
 		return c
 	}
-	c := &node{dir: n.dir, data: slices.Clone(n.data), synced: slices.Clone(n.synced), writes: slices.Clone(n.writes)}
+	c := &node{dir: n.dir, name: n.name, data: slices.Clone(n.data), synced: slices.Clone(n.synced), writes: slices.Clone(n.writes)}
 	done[n] = c
 	if n.dir {
 		c.names, c.syncedNames = map[string]*node{}, map[string]*node{}
@@ -280,6 +335,9 @@ func (n *node) grow(size int) {
 
 // change makes and notes a change of the names in a directory. With mu.
 func (d *Disk) change(dir *node, c change) {
+	if c.set != "" {
+		c.to.name = c.set
+	}
 	c.apply(dir.names)
 	dir.changes = append(dir.changes, c)
 	d.op()
@@ -618,6 +676,8 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 		return 0, syscall.EISDIR
 	case !f.writable:
 		return 0, errReadOnly
+	case d.fails(f.n.name, false):
+		return 0, syscall.EIO
 	}
 	full := false
 	if grow := off + int64(len(b)) - int64(len(f.n.data)); d.room >= 0 && grow > 0 && f.bulky() {
@@ -641,22 +701,28 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 // survive a failing write of its manifest, but stops where it stands, for ever: a
 // process can be ended then, a bubble of goroutines cannot.
 func (f *file) bulky() bool {
-	return strings.HasSuffix(f.name, ".wal") || strings.HasSuffix(f.name, ".sst")
+	return strings.HasSuffix(f.n.name, ".wal") || strings.HasSuffix(f.n.name, ".sst")
 }
 
 func (f *file) Sync() error {
 	d := f.d
 	d.mu.Lock()
-	slow, syncs := d.slow, f.n.syncs
+	slow, name, syncs := d.slow, f.n.name, f.n.syncs
 	f.n.syncs++
 	d.mu.Unlock()
 	if slow != nil {
-		if d := slow(f.name, syncs); d > 0 {
+		if d := slow(name, syncs); d > 0 {
 			time.Sleep(d)
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if !f.n.dir && d.fails(f.n.name, true) {
+		if f.n.writes = nil; d.forgets {
+			return nil
+		}
+		return syscall.EIO
+	}
 	d.op() // before: a crash that comes with a sync leaves what it would without
 	f.n.sync()
 	return nil

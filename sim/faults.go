@@ -1,9 +1,10 @@
 package sim
 
 import (
+	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,10 +43,11 @@ type plan struct {
 	Verbose, Trace bool
 }
 
-func drawPlan(rng *rand.Rand) plan {
-	one := func(choices ...int) int { return choices[rng.IntN(len(choices))] }
-	return plan{
-		Members: one(1, 3, 3, 3, 3, 5), Clients: one(3, 5, 8), Watchers: one(2, 4), Keys: one(3, 12, 40), ValueBytes: one(100, 5000),
+func (w *world) drawPlan() plan {
+	d := drawsOf(w.seed, "plan")
+	one := func(choices ...int) int { return choices[d.draw(len(choices))] }
+	p := plan{
+		Members: one(1, 3, 3, 3, 5, 5), Clients: one(3, 5, 8), Watchers: one(2, 4), Keys: one(3, 12, 40), ValueBytes: one(100, 5000),
 		Think: time.Duration(one(1, 5, 20)) * time.Millisecond, Faults: time.Duration(one(6, 10)) * time.Second, Pace: time.Duration(one(100, 300, 600)) * time.Millisecond,
 		SegmentBytes: int64(one(16<<10, 64<<10, 256<<10)), CacheBytes: one(1, 4<<10, 1<<20),
 		FlushEntries: uint64(one(5, 40, 300)), KeepEntries: uint64(one(0, 10, 100)), KeepBytes: int64(one(4<<10, 64<<10)),
@@ -55,6 +57,17 @@ func drawPlan(rng *rand.Rand) plan {
 		SyncTime: time.Duration(one(200, 1000, 4000)) * time.Microsecond,
 		Changes:  one(0, 1) == 1,
 	}
+	if w.until > 0 {
+		p.Faults = min(p.Faults, w.until)
+	}
+	if !w.has(lossPart) {
+		p.Loss = 0
+	}
+	if !w.has(doublingPart) {
+		p.Double = 0
+	}
+	p.Ordered = p.Ordered || !w.has(disorderPart)
+	return p
 }
 
 // found makes the members that a cluster begins with.
@@ -65,7 +78,7 @@ func (w *world) found() {
 	}
 	for _, m := range list {
 		w.members[m.ID] = &member{
-			w: w, id: m.ID, disk: NewDisk(w.seed ^ m.ID<<40), clock: newClock(), syncTime: w.plan.SyncTime,
+			w: w, id: m.ID, disk: w.newDisk(m.ID), clock: newClock(), syncTime: w.plan.SyncTime,
 			founding: &replica.Founding{ClusterID: clusterID, MemberID: m.ID, Members: list},
 		}
 	}
@@ -75,79 +88,117 @@ func (w *world) found() {
 	}
 }
 
-// disturb does something bad, or mends something, again and again.
-func (w *world) disturb() {
+func (w *world) newDisk(id uint64) *Disk {
+	d := NewDisk(w.seed ^ id<<40)
+	d.forgets = w.canary == forgottenSync
+	return d
+}
+
+// fault is one thing that goes wrong, or is mended.
+type fault struct {
+	draws
+	w   *world
+	all []*member
+	m   *member // whom it hits, if it hits one
+}
+
+// drawnFault is what was drawn of one.
+type drawnFault struct {
+	name string
+	at   time.Duration
+	kind int
+}
+
+// disturb does something bad, or mends something, again and again. When the nth
+// time is and what is drawn then does not depend on the others.
+func (w *world) disturb(n int) {
 	if w.calm {
 		return
 	}
-	defer w.after(w.between(w.plan.Pace/4, 2*w.plan.Pace), w.disturb)
-	all := w.inOrder()
-	m := all[w.draw(len(all))]
-	switch w.draw(17) {
-	case 0:
-		m.kill(true)
-	case 1:
-		m.kill(false)
-	case 2:
-		if m.p != nil {
-			n := uint64(1 + w.draw(60))
-			w.say("member %d will crash with change %d", m.id, n)
-			m.p.disk.CrashAfter(n)
-		}
-	case 3, 4:
-		for _, m := range all {
-			if m.p == nil && w.chance(70) {
-				m.start()
-			}
-		}
-	case 5:
-		if m.p != nil && !m.paused {
-			m.paused = true
-			w.tally.pauses++
-			p, d := m.p, w.between(10*time.Millisecond, 2*time.Second)
-			w.say("member %d is paused for %v", m.id, d)
-			w.after(d, func() {
-				if m.p == p {
-					m.paused = false
-				}
-			})
-		}
-	case 6:
-		speed := 0.975 + 0.05*w.rng.Float64()
-		w.say("the clock of member %d goes at %.3f times its speed", m.id, speed)
-		m.clock.set(speed)
-	case 7, 8:
-		w.cutSome(all)
-	case 9, 10:
-		w.heal()
-	case 11:
-		m.syncTime = []time.Duration{w.plan.SyncTime, 20 * time.Millisecond, 300 * time.Millisecond}[w.draw(3)]
-		w.say("syncs of member %d take up to %v", m.id, m.syncTime)
-	case 12:
-		w.net.loss = []int{w.plan.Loss, 10, 30}[w.draw(3)]
-	case 13:
-		w.fill(m)
-	case 14, 15:
-		if w.plan.Changes {
-			w.reconfigure()
-		}
-	case 16:
-		if !w.plan.Changes { // of three, one may leave and another be lost, but not both
-			w.rot(m)
+	f := &fault{draws: drawsOf(w.seed, numbered(aFault, n)), w: w, all: w.inOrder()}
+	w.after(f.between(w.plan.Pace/4, 2*w.plan.Pace), func() { w.disturb(n + 1) })
+	w.faults = n + 1
+	if !w.has(numbered(aFault, n)) {
+		return
+	}
+	f.m = f.all[f.draw(len(f.all))]
+	kind := f.draw(len(faultKinds))
+	w.drawn = append(w.drawn, drawnFault{numbered(aFault, n), time.Since(w.began), kind})
+	w.say("fault %d", n)
+	faultKinds[kind](f)
+}
+
+// faultKinds is what may go wrong. What is to come oftener is there more than once.
+var faultKinds = []func(*fault){
+	(*fault).powerFailure, (*fault).kill, (*fault).crashSoon, (*fault).start, (*fault).start, (*fault).pause, (*fault).skew,
+	(*fault).cut, (*fault).cut, (*fault).heal, (*fault).heal, (*fault).slow, (*fault).drop, (*fault).fill, (*fault).breakDisk,
+	(*fault).reconfigure, (*fault).reconfigure, (*fault).rot,
+}
+
+func (f *fault) powerFailure() { f.m.kill(true) }
+
+func (f *fault) kill() { f.m.kill(false) }
+
+func (f *fault) crashSoon() {
+	if f.m.p != nil {
+		n := uint64(1 + f.draw(60))
+		f.w.say("member %d will crash with change %d", f.m.id, n)
+		f.m.p.disk.CrashAfter(n)
+	}
+}
+
+func (f *fault) start() {
+	for _, m := range f.all {
+		if m.p == nil && f.chance(70) {
+			m.start()
 		}
 	}
 }
 
+func (f *fault) pause() {
+	m := f.m
+	if m.p == nil || m.paused {
+		return
+	}
+	m.paused = true
+	f.w.tally.pauses++
+	p, d := m.p, f.between(10*time.Millisecond, 2*time.Second)
+	f.w.say("member %d is paused for %v", m.id, d)
+	f.w.after(d, func() {
+		if m.p == p {
+			m.paused = false
+		}
+	})
+}
+
+func (f *fault) skew() {
+	speed := 0.975 + 0.05*f.Float64()
+	f.w.say("the clock of member %d goes at %.3f times its speed", f.m.id, speed)
+	f.m.clock.set(speed)
+}
+
+func (f *fault) slow() {
+	f.m.syncTime = []time.Duration{f.w.plan.SyncTime, 20 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second}[f.draw(4)]
+	f.w.say("syncs of member %d take up to %v", f.m.id, f.m.syncTime)
+}
+
+func (f *fault) drop() {
+	if f.w.has(lossPart) {
+		f.w.net.loss = []int{f.w.plan.Loss, 10, 30}[f.draw(3)]
+	}
+}
+
 // fill lets a disk run full, and gives it room again when the process has ended of that.
-func (w *world) fill(m *member) {
+func (f *fault) fill() {
+	w, m := f.w, f.m
 	if m.p == nil {
 		return
 	}
-	p, d := m.p, w.between(50*time.Millisecond, time.Second)
+	p, d := m.p, f.between(50*time.Millisecond, time.Second)
 	m.trouble = maxTime(m.trouble, time.Now().Add(d+100*time.Millisecond))
 	w.say("the disk of member %d is full", m.id)
 	w.tally.full++
-	p.disk.SetRoom(int64(w.draw(20 << 10)))
+	p.disk.SetRoom(int64(f.draw(20 << 10)))
 	w.after(d, func() {
 		if m.p == p {
 			p.disk.SetRoom(-1)
@@ -155,33 +206,90 @@ func (w *world) fill(m *member) {
 	})
 }
 
+// breakDisk has one write or sync of a disk fail, or all, and mends it again. The member
+// may end of that, and must if it was its log; whatever it has acknowledged must be
+// there then.
+func (f *fault) breakDisk() {
+	w, m := f.w, f.m
+	if m.p == nil {
+		return
+	}
+	suffix := []string{".wal", ".wal", ".wal.tmp", ".sst", ".json.tmp"}[f.draw(5)]
+	x := Failure{Syncs: f.chance(50), Suffix: suffix, After: f.draw(20), Lasting: f.chance(50)}
+	d := f.between(50*time.Millisecond, time.Second)
+	m.trouble = maxTime(m.trouble, time.Now().Add(d+100*time.Millisecond))
+	w.say("the disk of member %d is broken for %v: %+v", m.id, d, x)
+	w.tally.broken++
+	m.disk.Break(&x)
+	if x.Lasting {
+		m.failure = &Failure{Syncs: x.Syncs, Suffix: suffix, Lasting: true}
+	}
+	w.after(d, m.mendDisk)
+}
+
+func (m *member) mendDisk() {
+	m.failure = nil
+	m.disk.Break(nil)
+}
+
 // rot flips a bit of what a member that does not run has on its disk. It must not
-// serve what follows from that: it refuses to start, or stops when it meets it.
-// Then it is removed, for its data is lost; so only a few of all may have that.
-func (w *world) rot(m *member) {
-	voters := 0
-	for _, of := range w.truth.membership() {
-		if !of.IsLearner {
-			voters++
-		}
+// serve what follows from that: it refuses to start, or stops when it meets it, and is
+// then removed, for its data is lost.
+//
+// So whoever is damaged is as one that has crashed for good: it never speaks from less
+// than it has promised. (Where it could not know, no bit flips: see firm.) Safety is
+// not at stake then, however members come and go. What has to be seen to is that a
+// majority of the voters can run: one of all may be damaged, and only while three
+// voters are left besides those whose removal has been proposed; see mayRemove for the
+// other side.
+func (f *fault) rot() {
+	w, m := f.w, f.m
+	list := w.truth.membership()
+	for _, of := range list {
 		if k := w.members[of.ID]; k == nil || k.rotten || k.gone {
 			return
 		}
 	}
-	if m.p != nil || m.opening || m.gone || voters < 3 {
+	if m.p != nil || m.opening || m.gone || len(w.lasting(list)) < 3 {
 		return
 	}
-	files := slices.DeleteFunc(m.disk.Files(), func(name string) bool { return m.disk.Size(name) == 0 })
+	files := slices.DeleteFunc(m.disk.Files(), func(name string) bool { return m.firm(name) == 0 })
 	if len(files) == 0 {
 		return
 	}
-	name := files[w.draw(len(files))]
-	bit := w.rng.Int64N(8 * m.disk.Size(name))
+	name := files[f.draw(len(files))]
+	bit := f.Int64N(8 * m.firm(name))
 	w.say("bit %d of %s of member %d flips", bit, name, m.id)
 	if err := m.disk.Rot(name, bit); err != nil {
 		w.fail("%v", err)
 	}
 	m.rotten = true
+}
+
+// firm returns how many bytes of a file are such that damage to them can be told from
+// what a crash leaves. The last frame of the log cannot: without it the log looks as
+// if its write had been torn, and what it says may have been promised. Behind it there
+// may be one that was torn, so it is the last two that stay whole.
+func (m *member) firm(name string) int64 {
+	const header, frameHeader, align = 64, 16, 8
+	if !strings.HasSuffix(name, ".wal") {
+		return m.disk.Size(name)
+	}
+	files := m.disk.Files()
+	if slices.ContainsFunc(files, func(other string) bool { return strings.HasSuffix(other, ".wal") && other > name }) {
+		return m.disk.Size(name)
+	}
+	b := m.disk.Bytes(name)
+	var last, before int
+	for at := header; at+frameHeader <= len(b); {
+		length := int(binary.LittleEndian.Uint32(b[at:]))
+		if length == 0 || length > len(b) {
+			break
+		}
+		last, before = at, last
+		at += (frameHeader + length + align - 1) / align * align
+	}
+	return int64(before)
 }
 
 // lose gives up a member whose data is damaged.
@@ -191,16 +299,17 @@ func (m *member) lose(err error) {
 	m.gone = true
 }
 
-// cutSome cuts links: one member's, those between two groups, or some in one
+// cut cuts links: one member's, those between two groups, or some in one
 // direction.
-func (w *world) cutSome(all []*member) {
+func (f *fault) cut() {
+	w, all := f.w, f.all
 	var cut [][2]uint64
 	both := func(a, b uint64) { cut = append(cut, [2]uint64{a, b}, [2]uint64{b, a}) }
-	alone := all[w.draw(len(all))]
-	kind := w.draw(4)
+	alone := all[f.draw(len(all))]
+	kind := f.draw(4)
 	side := map[uint64]bool{}
 	for _, m := range all {
-		side[m.id] = w.chance(50)
+		side[m.id] = f.chance(50)
 	}
 	for i, a := range all {
 		for _, b := range all[i+1:] {
@@ -221,7 +330,7 @@ func (w *world) cutSome(all []*member) {
 				}
 			case 3:
 				for _, l := range [][2]uint64{{a.id, b.id}, {b.id, a.id}} {
-					if w.chance(30) {
+					if f.chance(30) {
 						cut = append(cut, l)
 					}
 				}
@@ -236,6 +345,8 @@ func (w *world) cutSome(all []*member) {
 		w.net.cut[l] = true
 	}
 }
+
+func (f *fault) heal() { f.w.heal() }
 
 func (w *world) heal() {
 	w.lock.Lock()
@@ -252,6 +363,7 @@ func (w *world) mend() {
 	for _, m := range w.inOrder() {
 		m.paused, m.syncTime = false, w.plan.SyncTime
 		m.clock.set(1)
+		m.mendDisk()
 		if m.p != nil {
 			m.p.disk.SetRoom(-1)
 			m.p.disk.CrashAfter(0)

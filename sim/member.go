@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -47,7 +48,8 @@ type member struct {
 	paused   bool
 	clock    *clock
 	syncTime time.Duration // what a sync takes at most
-	trouble  time.Time     // until when its process may end, for its disk is full
+	trouble  time.Time     // until when its process may end, for its disk is full or broken
+	failure  *Failure      // how its disk is broken for good, until that is mended
 }
 
 // process is one run of a member.
@@ -61,6 +63,9 @@ type process struct {
 	lessor  *lessor.Lessor
 	planned [consensus.Turns]bool
 	turns   sync.WaitGroup // under way
+
+	mu     sync.Mutex
+	counts map[string]int // Guarded by mu. Proposals of the lease clock that are under way, by kinds.
 
 	receiving sync.Mutex // a snapshot
 	ctx       context.Context
@@ -85,6 +90,10 @@ func (m *member) start() {
 		p := &process{m: m, disk: m.disk}
 		p.ctx, p.cancel = context.WithCancel(context.Background())
 		m.disk.Slow(m.latency)
+		if m.failure != nil {
+			x := *m.failure
+			m.disk.Break(&x)
+		}
 		m.w.opening.Go(func() { // ends when the member is open
 			err := p.open()
 			m.w.post(fmt.Sprintf("open %d", m.id), func() { m.opened(p, err) })
@@ -123,6 +132,11 @@ func (m *member) opened(p *process, err error) {
 		return
 	case err != nil && m.rotten:
 		m.lose(err)
+		return
+	case errors.Is(err, syscall.EIO) && time.Now().Before(m.trouble):
+		m.w.say("member %d does not start: %v", m.id, err)
+		p.disk.Kill()
+		m.disk = p.disk.Reboot()
 		return
 	case err != nil:
 		m.w.fail("member %d does not start: %v", m.id, err)
@@ -168,8 +182,8 @@ func (p *process) open() (err error) {
 	if err == nil && state.Members.Removed(m.id) {
 		err = errRemoved
 	}
-	p.lessor = lessor.New(state.Leases, lessor.Options{
-		Clock: m.w.hurried(m.clock), Extend: electionTicks * tick, CheckpointInterval: plan.Checkpoints, MaxInFlight: 32, Logger: m.w.logger(m.id),
+	p.lessor = lessor.New(m.w.known(state.Leases), lessor.Options{
+		Clock: m.w.hurried(m.clock), Extend: electionTicks * tick, CheckpointInterval: plan.Checkpoints, MaxInFlight: revocations, Logger: m.w.logger(m.id),
 	})
 	if err == nil {
 		cfg := consensus.Config{
@@ -202,7 +216,7 @@ func (p *process) openMachine(eng *engine.Engine) (*machine.Machine, error) {
 	})
 }
 
-func (p *process) switched(m *machine.Machine) { p.lessor.Reset(m.Leases) }
+func (p *process) switched(m *machine.Machine) { p.lessor.Reset(p.m.w.known(m.Leases)) }
 
 // lead follows leadership, as the root package does.
 func (p *process) lead() {
@@ -224,7 +238,9 @@ func (p *process) lead() {
 		}
 		if st.IsLeader {
 			p.lessor.Promote(proposer{p, st.Term})
+			p.m.w.reigns.begin(p, st.Term)
 		} else {
+			p.m.w.reigns.end(p)
 			p.lessor.Demote()
 		}
 	}
@@ -250,7 +266,15 @@ type proposer struct {
 	term uint64
 }
 
-func (q proposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) error {
+func (q proposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) (err error) {
+	decided := q.p.m.w.reigns.proposes(q.p, q.term)
+	defer func() { decided(err) }()
+	switch cs := r.GetLeaseCheckpoint().GetCheckpoints(); {
+	case r.LeaseRevoke != nil:
+		defer q.p.under("revocations", revocations)()
+	case len(cs) > 0 && cs[0].ID == 0: // renewals have them without the clock
+		defer q.p.under("records of leases", 1)()
+	}
 	command, err := proto.Marshal(r)
 	if err != nil {
 		return err
@@ -351,6 +375,14 @@ func (t tapped) StartFlush() error {
 	return nil
 }
 
+// Flushed is the replica's.
+func (t tapped) Flushed() <-chan struct{} {
+	if t.p.m.w.canary == uncutLog {
+		return nil
+	}
+	return t.Replica.Flushed()
+}
+
 func (t tapped) Apply(entries []machine.Entry) ([]machine.Result, error) {
 	results, err := t.Replica.Apply(t.p.m.w.doubled(entries))
 	if err == nil && t.p.alive() {
@@ -380,6 +412,10 @@ func (m *member) planTurns() {
 	}
 	if p.disk.Crashed() {
 		m.crashed()
+		return
+	}
+	if at := p.disk.LogDied(); !at.IsZero() && time.Now().After(at) {
+		m.w.fail("member %d goes on after its log could not be written", m.id)
 		return
 	}
 	if m.paused {
@@ -487,6 +523,7 @@ func (m *member) drop() {
 	m.p = nil
 	m.w.lock.Unlock()
 	p.dead.Store(true)
+	m.w.reigns.end(p)
 	m.disk = p.disk.Reboot()
 	m.paused = false
 	m.w.left(p)

@@ -14,9 +14,13 @@ const maxMembers = 6
 
 // reconfigure proposes one change of the membership: somebody new comes, a learner
 // becomes a voter, or somebody leaves, for good or to come again empty.
-func (w *world) reconfigure() {
+func (f *fault) reconfigure() {
+	w := f.w
+	if !w.plan.Changes {
+		return
+	}
 	list := w.truth.membership()
-	p := w.someone()
+	p := w.someone(f.draws)
 	if p == nil || len(list) == 0 {
 		return
 	}
@@ -29,17 +33,20 @@ func (w *world) reconfigure() {
 		}
 	}
 	c := &machine.Change{}
-	switch n := w.draw(3); {
+	switch n := f.draw(3); {
 	case len(learners) > 0 && n == 0:
-		c.Kind, c.Member.ID = machine.PromoteMember, learners[w.draw(len(learners))].ID
+		c.Kind, c.Member.ID = machine.PromoteMember, learners[f.draw(len(learners))].ID
 	case n == 1 && voters > 2:
 		// With two left, the one that is removed may be the only one to know that it is.
-		c.Kind, c.Member.ID = machine.RemoveMember, list[w.draw(len(list))].ID
+		c.Kind, c.Member.ID = machine.RemoveMember, list[f.draw(len(list))].ID
+		if !w.mayRemove(c.Member.ID, list) {
+			return
+		}
 	case len(list) < maxMembers:
 		w.lastMember++
 		id := w.lastMember
 		c.Kind = machine.AddMember
-		c.Member = machine.Member{ID: id, PeerURLs: []string{fmt.Sprintf("http://m%d", id)}, IsLearner: w.chance(60)}
+		c.Member = machine.Member{ID: id, PeerURLs: []string{fmt.Sprintf("http://m%d", id)}, IsLearner: f.chance(60)}
 	default:
 		return
 	}
@@ -48,7 +55,36 @@ func (w *world) reconfigure() {
 
 func (w *world) propose(p *process, c *machine.Change) {
 	w.say("through member %d: %s member %d, learner %v", p.m.id, c.Kind, c.Member.ID, c.Member.IsLearner)
-	p.node.ProposeChange(c, func(machine.Result) {}) // what comes of it, the truth tells
+	w.changesAsked++
+	remove := c.Kind == machine.RemoveMember
+	if remove {
+		w.leaving[c.Member.ID]++
+	}
+	p.node.ProposeChange(c, func(r machine.Result) { // what comes of it, the truth tells
+		if remove && r.Err != nil && !unknown(r.Err) {
+			w.post(fmt.Sprintf("stays %d", c.Member.ID), func() { w.leaving[c.Member.ID]-- })
+		}
+	})
+}
+
+// lasting returns the voters that stay, as far as one knows, whatever becomes of the
+// changes that have been proposed.
+func (w *world) lasting(list []machine.Member) (ids []uint64) {
+	for _, m := range list {
+		if !m.IsLearner && w.leaving[m.ID] <= 0 {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+// mayRemove tells whether a member may be removed: while one is damaged, three voters
+// must stay, so that it may be one of them.
+func (w *world) mayRemove(id uint64, list []machine.Member) bool {
+	isDamaged := func(id uint64) bool { return w.members[id] != nil && w.members[id].rotten }
+	damaged := slices.ContainsFunc(list, func(m machine.Member) bool { return isDamaged(m.ID) })
+	stay := slices.DeleteFunc(w.lasting(list), func(other uint64) bool { return other == id })
+	return !damaged || isDamaged(id) || len(stay) >= 3
 }
 
 // joined has a member that was added come into being.
@@ -57,7 +93,7 @@ func (w *world) joined(c machine.Change, list []machine.Member) {
 		return
 	}
 	m := &member{
-		w: w, id: c.Member.ID, disk: NewDisk(w.seed ^ c.Member.ID<<40), clock: newClock(), syncTime: w.plan.SyncTime,
+		w: w, id: c.Member.ID, disk: w.newDisk(c.Member.ID), clock: newClock(), syncTime: w.plan.SyncTime,
 		founding: &replica.Founding{ClusterID: clusterID, MemberID: c.Member.ID, Members: list, Joins: true},
 	}
 	w.lock.Lock()
@@ -121,7 +157,7 @@ func (w *world) promoteAll() {
 		return
 	}
 	for _, m := range w.truth.membership() {
-		p := w.someone()
+		p := w.someone(w.draws)
 		if p == nil {
 			break
 		}

@@ -243,31 +243,70 @@ func (m *model) read(r *pb.RangeRequest, rev int64) (*pb.RangeResponse, error) {
 	return resp, nil
 }
 
+// txn evaluates a transaction: first all its comparisons, and those of the transactions
+// in the branches that are taken, then whether all of it can be done, and only then is
+// anything done.
 func (m *model) txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	succeeded := !slices.ContainsFunc(r.Compare, func(c *pb.Compare) bool { return !m.holds(c) })
-	ops := r.Failure
-	if succeeded {
-		ops = r.Success
-	}
-	// What cannot be done is found before anything is.
-	for _, op := range ops {
-		if p := op.GetRequestPut(); p != nil {
-			if err := m.checkPut(p); err != nil {
-				return nil, err
-			}
-		}
-		if g := op.GetRequestRange(); g != nil && g.Revision > 0 {
-			if g.Revision > m.rev {
-				return nil, mvcc.ErrFutureRev
-			}
-			if g.Revision < m.compact {
-				return nil, mvcc.ErrCompacted
-			}
-		}
+	taken := map[*pb.TxnRequest]bool{}
+	m.decide(r, taken)
+	if err := m.checkTxn(r, taken); err != nil {
+		return nil, err
 	}
 	t := m.begin()
-	resp := &pb.TxnResponse{Succeeded: succeeded}
-	for _, op := range ops {
+	resp, err := t.txn(r, taken)
+	if err != nil {
+		return nil, err
+	}
+	t.end()
+	resp.Header = m.header()
+	return resp, nil
+}
+
+func chosen(r *pb.TxnRequest, succeeded bool) []*pb.RequestOp {
+	if succeeded {
+		return r.Success
+	}
+	return r.Failure
+}
+
+// decide notes which transactions succeed.
+func (m *model) decide(r *pb.TxnRequest, taken map[*pb.TxnRequest]bool) {
+	taken[r] = !slices.ContainsFunc(r.Compare, func(c *pb.Compare) bool { return !m.holds(c) })
+	for _, op := range chosen(r, taken[r]) {
+		if nested := op.GetRequestTxn(); nested != nil {
+			m.decide(nested, taken)
+		}
+	}
+}
+
+// checkTxn finds what cannot be done.
+func (m *model) checkTxn(r *pb.TxnRequest, taken map[*pb.TxnRequest]bool) error {
+	for _, op := range chosen(r, taken[r]) {
+		var err error
+		switch {
+		case op.GetRequestPut() != nil:
+			err = m.checkPut(op.GetRequestPut())
+		case op.GetRequestTxn() != nil:
+			err = m.checkTxn(op.GetRequestTxn(), taken)
+		case op.GetRequestRange() != nil:
+			switch rev := op.GetRequestRange().Revision; {
+			case rev > m.rev:
+				err = mvcc.ErrFutureRev
+			case rev > 0 && rev < m.compact:
+				err = mvcc.ErrCompacted
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// txn does what the branches say that are taken.
+func (t *modelTxn) txn(r *pb.TxnRequest, taken map[*pb.TxnRequest]bool) (*pb.TxnResponse, error) {
+	resp := &pb.TxnResponse{Succeeded: taken[r]}
+	for _, op := range chosen(r, taken[r]) {
 		out := &pb.ResponseOp{}
 		switch {
 		case op.GetRequestPut() != nil:
@@ -279,28 +318,36 @@ func (m *model) txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 			d.Header = &pb.ResponseHeader{Revision: t.seen()}
 			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: d}
 		case op.GetRequestRange() != nil:
-			g, err := m.read(op.GetRequestRange(), t.seen())
+			g, err := t.read(op.GetRequestRange(), t.seen())
 			if err != nil {
 				return nil, err
 			}
 			out.Response = &pb.ResponseOp_ResponseRange{ResponseRange: g}
+		case op.GetRequestTxn() != nil:
+			nested, err := t.txn(op.GetRequestTxn(), taken)
+			if err != nil {
+				return nil, err
+			}
+			nested.Header = &pb.ResponseHeader{} // as etcd has it: the outermost alone names its revision
+			out.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: nested}
 		}
 		resp.Responses = append(resp.Responses, out)
 	}
-	t.end()
-	resp.Header = m.header()
 	return resp, nil
 }
 
-// holds evaluates a comparison with one key.
+// holds evaluates a comparison: with every key in its range, or if there is none with a
+// key that has nothing.
 func (m *model) holds(c *pb.Compare) bool {
-	kv := m.at(string(c.Key), m.rev)
-	if kv == nil {
-		if c.Target == pb.Compare_VALUE {
-			return false
-		}
-		kv = &mvccpb.KeyValue{}
+	kvs := m.in(c.Key, c.RangeEnd, m.rev)
+	if len(kvs) == 0 {
+		return c.Target != pb.Compare_VALUE && satisfies(c, &mvccpb.KeyValue{})
 	}
+	return !slices.ContainsFunc(kvs, func(kv *mvccpb.KeyValue) bool { return !satisfies(c, kv) })
+}
+
+// satisfies compares with one key.
+func satisfies(c *pb.Compare, kv *mvccpb.KeyValue) bool {
 	n := 0
 	switch c.Target {
 	case pb.Compare_VALUE:

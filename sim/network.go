@@ -85,8 +85,9 @@ func (n *network) sendSnapshot(from *process, m *pb.Message) {
 	to := m.GetTo()
 	m = proto.CloneOf(m)
 	name := fmt.Sprintf("snapshot %d-%d", from.m.id, to)
+	pause := n.w.between(500*time.Microsecond, 10*time.Millisecond)
 	from.group.Go(func() { // ends with the transfer
-		err := n.transfer(from, to, m)
+		err := n.transfer(from, to, m, pause)
 		n.w.post(name, func() {
 			n.w.say("%s: index %d, %v", name, m.GetSnapshot().GetMetadata().GetIndex(), err)
 			if err == nil {
@@ -102,15 +103,18 @@ func (n *network) sendSnapshot(from *process, m *pb.Message) {
 // errCut ends a transfer.
 var errCut = fmt.Errorf("sim: the connection is broken")
 
-// pieceBytes of a file travel at once.
-const pieceBytes = 64 << 10
+// A transfer takes so many pauses, however many files there are: that depends on
+// what the engine has just been doing.
+const transferPauses = 8
 
-func (n *network) transfer(from *process, id uint64, m *pb.Message) error {
+func (n *network) transfer(from *process, id uint64, m *pb.Message, pause time.Duration) error {
 	c, err := from.replica.Take()
 	if err != nil {
 		return err
 	}
-	defer c.Release()
+	if n.w.canary != leftFiles {
+		defer c.Release()
+	}
 	m.Snapshot.Metadata = &pb.SnapshotMetadata{
 		Index: &c.Index, Term: &c.Term, ConfState: &pb.ConfState{Voters: c.Voters, Learners: c.Learners},
 	}
@@ -128,7 +132,7 @@ func (n *network) transfer(from *process, id uint64, m *pb.Message) error {
 	if err != nil {
 		return err
 	}
-	if err := n.copyFiles(from, to, c.Dir, dir, c.Files); err != nil {
+	if err := n.copyFiles(from, to, c.Dir, dir, c.Files, pause); err != nil {
 		to.replica.Abort(dir)
 		return err
 	}
@@ -146,40 +150,16 @@ func (n *network) receiver(from *process, id uint64) *process {
 	return to.p
 }
 
-func (n *network) copyFiles(from, to *process, src, dst string, files []string) error {
-	for _, name := range files {
-		in, err := from.disk.Open(src + "/" + name)
-		if err != nil {
-			return err
+func (n *network) copyFiles(from, to *process, src, dst string, files []string, pause time.Duration) error {
+	for i := range transferPauses {
+		time.Sleep(pause)
+		if n.receiver(from, to.m.id) != to {
+			return errCut
 		}
-		out, err := to.disk.Create(dst+"/"+name, vfs.WriteCategoryUnspecified)
-		if err != nil {
-			return err
-		}
-		b := make([]byte, pieceBytes)
-		for {
-			time.Sleep(time.Millisecond)
-			if n.receiver(from, to.m.id) != to {
-				return errCut
-			}
-			k, err := in.Read(b)
-			if k > 0 {
-				if _, err := out.Write(b[:k]); err != nil {
-					return err
-				}
-			}
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
+		for _, name := range files[i*len(files)/transferPauses : (i+1)*len(files)/transferPauses] {
+			if err := n.copyFile(from, to, src+"/"+name, dst+"/"+name); err != nil {
 				return err
 			}
-		}
-		if n.w.canary == looseSnapshot {
-			continue
-		}
-		if err := out.Sync(); err != nil {
-			return err
 		}
 	}
 	d, err := to.disk.OpenDir(dst)
@@ -187,4 +167,22 @@ func (n *network) copyFiles(from, to *process, src, dst string, files []string) 
 		return err
 	}
 	return d.Sync()
+}
+
+func (n *network) copyFile(from, to *process, src, dst string) error {
+	in, err := from.disk.Open(src)
+	if err != nil {
+		return err
+	}
+	out, err := to.disk.Create(dst, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(struct{ io.Writer }{out}, struct{ io.Reader }{in}); err != nil {
+		return err
+	}
+	if n.w.canary == looseSnapshot {
+		return nil
+	}
+	return out.Sync()
 }

@@ -36,6 +36,7 @@ type truth struct {
 type agreed struct {
 	entry    machine.Entry
 	outcomes []outcome
+	granted  []int64 // leases
 	// seen is set when a change of the membership was applied, and took when it was accepted.
 	seen, took bool
 }
@@ -60,7 +61,7 @@ func newTruth(w *world) *truth {
 // fail breaks off the run; it may be called from any goroutine.
 func (t *truth) fail(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	t.w.post("a truth", func() { t.w.fail("%s", text) })
+	t.w.post("a truth", func() { t.w.failAs(format, text) })
 }
 
 // applied takes note of entries that a process has applied.
@@ -100,6 +101,9 @@ func (t *truth) applied(p *process, entries []machine.Entry, results []machine.R
 			}
 		}
 		results = results[len(e.Commands):]
+		for _, id := range t.entries[n].granted {
+			t.w.reigns.granted(p, id)
+		}
 	}
 }
 
@@ -117,13 +121,22 @@ func (t *truth) agree(e *machine.Entry) {
 			t.fail("entry %d, command %d: %v", e.Index, j, err)
 			return
 		}
+		id := r.GetHeader().GetID()
 		resp, err := t.model.apply(r)
 		o := outcome{resp, err}
 		a.outcomes = append(a.outcomes, o)
-		id := r.GetHeader().GetID()
+		switch {
+		case err != nil:
+		case r.LeaseGrant != nil:
+			a.granted = append(a.granted, r.LeaseGrant.ID)
+			t.w.reigns.agreed(r.LeaseGrant)
+		case r.LeaseRevoke != nil && id != 0:
+			t.w.reigns.ended(r.LeaseRevoke.ID) // by its owner, whenever he likes
+		}
 		switch {
 		case id == 0 && r.LeaseRevoke != nil && err == nil:
-			t.w.post("expired", func() { t.w.leaseEnded(r.LeaseRevoke.ID) })
+			late := t.w.reigns.ended(r.LeaseRevoke.ID)
+			t.w.post("expired", func() { t.w.leaseEnded(r.LeaseRevoke.ID, late) })
 		case id != 0 && t.placed[id] != nil:
 			t.fail("command %d is applied twice: %v", id, r)
 		case id != 0:

@@ -16,6 +16,7 @@ import (
 // watcher is a client that watches a range, on one member after another, and
 // checks what it is told.
 type watcher struct {
+	draws
 	w        *world
 	id       int
 	key, end []byte
@@ -29,6 +30,13 @@ type watcher struct {
 	turn   int // of streams
 }
 
+func newWatcher(w *world, id int) *watcher {
+	x := &watcher{draws: drawsOf(w.seed, numbered(aWatcher, id)), w: w, id: id}
+	x.prevKV, x.slow = x.chance(50), x.chance(20)
+	x.key, x.end = w.span(x.draws)
+	return x
+}
+
 // reader passes on what comes from a stream.
 type reader struct {
 	stream *watch.Stream
@@ -37,14 +45,14 @@ type reader struct {
 
 // begin opens a stream on some member.
 func (x *watcher) begin() {
-	p := x.w.someone()
+	p := x.w.someone(x.draws)
 	if p == nil {
 		x.w.after(50*time.Millisecond, x.begin)
 		return
 	}
 	if x.next == 0 {
-		if x.next = x.w.truth.revision() + 1; x.w.chance(30) {
-			x.next += int64(x.w.draw(20)) // of the future
+		if x.next = x.w.truth.revision() + 1; x.chance(30) {
+			x.next += int64(x.draw(20)) // of the future
 		}
 	}
 	x.turn++
@@ -81,13 +89,13 @@ func (x *watcher) begin() {
 		}
 	})
 	// A connection does not last.
-	x.w.after(x.w.between(100*time.Millisecond, 4*time.Second), func() {
+	x.w.after(x.between(100*time.Millisecond, 4*time.Second), func() {
 		if x.turn == turn {
 			x.leave(nil)
 		}
 	})
-	if x.w.chance(50) {
-		x.w.after(x.w.between(0, time.Second), func() {
+	if x.chance(50) {
+		x.w.after(x.between(0, time.Second), func() {
 			if x.turn == turn && x.p.alive() {
 				x.stream.RequestProgress()
 			}
@@ -100,8 +108,10 @@ func (x *watcher) leave(err error) {
 	x.turn++
 	x.reader.cancel()
 	stream := x.stream
-	x.w.ending.Go(stream.Close)
-	x.w.after(x.w.between(0, 30*time.Millisecond), x.begin)
+	if x.w.canary != openStream {
+		x.w.ending.Go(stream.Close)
+	}
+	x.w.after(x.between(0, 30*time.Millisecond), x.begin)
 }
 
 func (x *watcher) lost(turn int, err error) {
@@ -120,7 +130,7 @@ func (x *watcher) told(turn int, m *pb.WatchResponse, err error) {
 		return
 	}
 	bad := func(format string, args ...any) {
-		x.w.fail("watcher %d of [%s, %s) on member %d, which has all before revision %d: %s", x.id, x.key, x.end, x.p.m.id, x.next, fmt.Sprintf(format, args...))
+		x.w.failAs(format, fmt.Sprintf("watcher %d of [%s, %s) on member %d, which has all before revision %d: ", x.id, x.key, x.end, x.p.m.id, x.next)+fmt.Sprintf(format, args...))
 	}
 	if err != nil {
 		bad("its response cannot be decoded: %v", err)
@@ -171,8 +181,9 @@ func (x *watcher) told(turn int, m *pb.WatchResponse, err error) {
 		w := proto.CloneOf(want[i])
 		if x.prevKV {
 			kv, forgotten := x.w.truth.before(e)
-			if w.PrevKv = kv; e.PrevKv == nil && forgotten {
-				w.PrevKv = nil
+			// What was deleted before in the same revision has, as with etcd, no value before.
+			if created := w.Type == mvccpb.Event_PUT && w.Kv.CreateRevision == w.Kv.ModRevision; !created && (e.PrevKv != nil || !forgotten) {
+				w.PrevKv = kv
 			}
 		}
 		if !proto.Equal(e, w) {

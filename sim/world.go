@@ -16,7 +16,6 @@ import (
 	"container/heap"
 	"fmt"
 	"hash/fnv"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -30,10 +29,12 @@ import (
 
 // world is one run.
 type world struct {
-	t    testing.TB
-	seed uint64
-	rng  *rand.Rand
-	plan plan
+	t testing.TB
+	course
+	draws
+	plan   plan
+	faults int          // so many have begun
+	drawn  []drawnFault // of those that are not left out
 
 	began  time.Time
 	events queue
@@ -50,27 +51,31 @@ type world struct {
 	zap     *zap.Logger
 	truth   *truth
 
-	clients    []*client
-	watchers   []*watcher
-	leases     map[int64]*leaseOwner
-	leaseIDs   []int64
-	lastOp     uint64
-	lastMember uint64
-	answered   answered
-	finished   bool // clients begin nothing more
+	clients      []*client
+	watchers     []*watcher
+	leases       map[int64]*leaseOwner
+	leaseIDs     []int64
+	reigns       *reigns
+	leaving      map[uint64]int // members whose removal has been proposed, and not refused
+	lastOp       uint64
+	changesAsked int // of the membership
+	lastMember   uint64
+	answered     answered
+	finished     bool // clients begin nothing more
 
 	mu     sync.Mutex
 	posted []post // Guarded by mu.
 
-	canary string // a defect that is to be found
-	failed string // the first promise that was broken
-	tally  tally
+	failed   string        // the first promise that was broken
+	kind     string        // of that failure
+	failedAt time.Duration // when
+	tally    tally
 }
 
 // tally counts what a run has seen: a run in which nothing happens proves nothing.
 type tally struct {
-	crashes, kills, pauses, cuts, snapshots, restarts, changes, full, rot  int
-	acked, unknown, refused, reads, events, progress, expired, compactions int
+	crashes, kills, pauses, cuts, snapshots, restarts, changes, full, broken, rot int
+	acked, unknown, refused, reads, events, progress, expired, compactions        int
 }
 
 // event is something that will happen.
@@ -188,24 +193,13 @@ func (w *world) say(format string, args ...any) {
 	}
 }
 
-// fail says that a promise is broken, and ends the run.
-func (w *world) fail(format string, args ...any) {
+// fail says that a promise is broken, and ends the run. Failures of one format are
+// of one kind.
+func (w *world) fail(format string, args ...any) { w.failAs(format, fmt.Sprintf(format, args...)) }
+
+func (w *world) failAs(kind, text string) {
 	if w.failed == "" {
-		w.failed = fmt.Sprintf(format, args...)
+		w.failed, w.kind, w.failedAt = text, kind, time.Since(w.began)
 		w.say("BROKEN: %s", w.failed)
 	}
-}
-
-// draw returns a number in [0, n).
-func (w *world) draw(n int) int { return w.rng.IntN(n) }
-
-// chance is true so many times of a hundred.
-func (w *world) chance(percent int) bool { return w.draw(100) < percent }
-
-// between draws a time.
-func (w *world) between(least, most time.Duration) time.Duration {
-	if most <= least {
-		return least
-	}
-	return least + time.Duration(w.rng.Int64N(int64(most-least)))
 }
