@@ -225,6 +225,13 @@ func (f *fault) breakDisk() {
 		m.failure = &Failure{Syncs: x.Syncs, Suffix: suffix, Lasting: true}
 	}
 	w.after(d, m.mendDisk)
+	if f.chance(50) { // what it could not sync may then still be only in memory
+		w.after(f.between(0, 2*d), func() {
+			if !w.calm {
+				m.kill(true)
+			}
+		})
+	}
 }
 
 func (m *member) mendDisk() {
