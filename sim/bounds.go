@@ -95,11 +95,11 @@ func (m *member) checkFiles() {
 func (m *member) checkStreams() {
 	readers := 0
 	for _, x := range m.w.watchers {
-		if x.p == m.p && x.reader != nil {
+		if x.p == m.p {
 			readers++
 		}
 	}
-	if st := m.p.replica.Machine().Watch.Stats(); st.Streams > readers+1 || st.Watchers > readers+1 { // one may just be closing
+	if st := m.p.replica.Machine().Watch.Stats(); st.Streams > readers || st.Watchers > readers {
 		m.w.fail("member %d has %d streams and %d watchers, for %d readers", m.id, st.Streams, st.Watchers, readers)
 	}
 }

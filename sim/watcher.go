@@ -105,9 +105,13 @@ func (x *watcher) begin() {
 
 // leave ends a stream and begins another.
 func (x *watcher) leave(err error) {
+	if x.reader == nil {
+		return // it is between two streams
+	}
 	x.turn++
 	x.reader.cancel()
 	stream := x.stream
+	x.p, x.reader = nil, nil
 	if x.w.canary != openStream {
 		x.w.ending.Go(stream.Close)
 	}
