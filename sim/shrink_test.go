@@ -89,9 +89,9 @@ func (s *shrinking) String() string {
 // TestFailuresShrink shows that less than a run that fails is found, which fails in
 // the same way, and that its line replays it.
 func TestFailuresShrink(t *testing.T) {
-	for _, canary := range []string{hastyLease, lostEvent} {
+	for _, canary := range []string{hastyLease, skippedSync} {
 		t.Run(canary, func(t *testing.T) {
-			w := firstFound(t, canary)
+			w := firstFound(t, canary, 4)
 			s := shrink(t, w, 20*time.Second)
 			t.Logf("%s\n%s: %s", w.failed, s, s.least.failed)
 			if had, has := count(w.parts(), aFault), count(s.least.parts(), aFault); has >= had {
