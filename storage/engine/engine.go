@@ -160,7 +160,7 @@ func (e *Engine) openDB(readOnly bool) (err error) {
 		opts.TargetFileSizes[i] = tableBytes
 	}
 	for i := range opts.Levels {
-		opts.Levels[i].FilterPolicy = yieldPolicy{bloom.FilterPolicy(10), e.pace}
+		opts.Levels[i].FilterPolicy = yieldPolicy{bloom.FilterPolicy(10)}
 	}
 	if e.db, err = pebble.Open(e.o.Dir, opts); err != nil {
 		e.db = nil

@@ -83,9 +83,6 @@ func (p *pace) compacting() int64 {
 	return p.rate.Load()
 }
 
-// hurries reports whether something waits for flushes or compactions.
-func (p *pace) hurries() bool { return p.flushing() == 0 || p.compacting() == 0 }
-
 // pacedFS is a file system on which flushes and compactions keep to their rates, and what they no longer need goes by
 // pieces.
 type pacedFS struct {
