@@ -390,9 +390,7 @@ func (n *Node) Close() error {
 			n.consensus.Retire(context.Background())
 		}
 		if n.front != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-			n.front.close(ctx)
-			cancel()
+			n.closeFront()
 		}
 		n.cancel()
 		if n.lessor != nil {
@@ -420,6 +418,27 @@ func (n *Node) Close() error {
 		n.doneOnce.Do(func() { close(n.done) })
 	})
 	return n.closeErr
+}
+
+// closeFront ends what faces clients. After a failure it waits for a bounded time: a
+// disk that hangs may hold a request for ever.
+func (n *Node) closeFront() {
+	ended := make(chan struct{})
+	go func() { // ends when the front has; waited for unless a disk hangs
+		defer close(ended)
+		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+		defer cancel()
+		n.front.close(ctx)
+	}()
+	var patience <-chan time.Time
+	if n.Err() != nil {
+		patience = time.After(2 * drainTimeout)
+	}
+	select {
+	case <-ended:
+	case <-patience:
+		n.log.Error("gave up waiting for requests that the disk holds")
+	}
 }
 
 // Propose replicates a command and waits for what the machine answers. When

@@ -39,20 +39,21 @@ func (n *Node) applyTurn() error {
 	n.applies.recycle(work)
 	for len(n.unapplied) > 0 {
 		size, err := n.applySome(n.unapplied)
+		n.unapplied = slices.Delete(n.unapplied, 0, size)
 		if err != nil {
 			return err
 		}
 		if size == 0 {
 			break // noteSaved has this turn taken again
 		}
-		n.unapplied = slices.Delete(n.unapplied, 0, size)
 	}
 	n.barriers = n.letGo(n.barriers)
 	return nil
 }
 
 // applySome applies the first of the work: the entries before a snapshot, or a
-// snapshot. It returns how much that was: 0 while it has to wait.
+// snapshot. It returns how much that was, also with an error: those are answered. 0
+// is while it has to wait.
 func (n *Node) applySome(work []applyWork) (size int, err error) {
 	if size = slices.IndexFunc(work, func(w applyWork) bool { return w.install != nil }); size < 0 {
 		size = len(work)
@@ -60,10 +61,11 @@ func (n *Node) applySome(work []applyWork) (size int, err error) {
 	if size == 0 {
 		return 1, n.installSnapshot(work[0].install)
 	}
-	if may, err := n.applyAll(work[:size]); !may || err != nil {
+	may, err := n.applyAll(work[:size])
+	if !may {
 		return 0, err
 	}
-	return size, nil
+	return size, err
 }
 
 // stopApplying answers all that will not be applied any more.
@@ -121,7 +123,7 @@ func (n *Node) installSnapshot(i *install) error {
 }
 
 // applyAll applies the entries in work and answers their callers, if it may
-// already.
+// already and can; then it reports true.
 func (n *Node) applyAll(work []applyWork) (may bool, err error) {
 	entries, in, err := collect(work)
 	if err == nil && len(entries) == 0 {

@@ -19,6 +19,9 @@ const (
 	// shortcutPatience is how long a shortcut may take before the goroutines go on
 	// beside it. It is looked at when a heartbeat interval is over.
 	shortcutPatience = 50 * time.Millisecond
+	// rareTicks is the heartbeat interval above which there are no shortcuts: nobody
+	// would look in time.
+	rareTicks = 200 * time.Millisecond
 	// maxShortcut is how many turns a shortcut takes. A command needs five.
 	maxShortcut = 8
 )
@@ -50,7 +53,7 @@ func (n *Node) ProposeHere(command []byte, done func(machine.Result), late func(
 // is woken.
 func (n *Node) beginShortcut(late func()) bool {
 	s := &n.shortcut
-	if !n.alone.Load() || n.waiting.Load() > 0 || time.Duration(s.lastWrite.Load()) > slowWrite || !s.underWay.CompareAndSwap(false, true) {
+	if n.cfg.Tick > rareTicks || !n.alone.Load() || n.waiting.Load() > 0 || time.Duration(s.lastWrite.Load()) > slowWrite || !s.underWay.CompareAndSwap(false, true) {
 		return false
 	}
 	for t := range n.stations {
@@ -98,12 +101,7 @@ func (n *Node) tryTurn(t Turn) bool {
 		return false
 	}
 	defer s.mu.Unlock()
-	s.due.Store(false)
-	if err := n.turn(t); err != nil {
-		n.fail(err)
-		return false
-	}
-	return true
+	return n.turnHeld(t) == nil
 }
 
 // endShortcut has the goroutines woken for what is left to do.
@@ -122,13 +120,22 @@ func (n *Node) endShortcut() {
 // again, and its caller's own work goes on elsewhere.
 func (s *shortcut) hurry(n *Node, now time.Time) {
 	s.mu.Lock()
-	late := s.late
-	if late == nil || now.Sub(s.began) < shortcutPatience {
-		s.mu.Unlock()
-		return
+	late := s.late != nil && now.Sub(s.began) >= shortcutPatience
+	s.mu.Unlock()
+	if late {
+		s.giveUp(n)
 	}
+}
+
+// giveUp is hurry, however long it takes.
+func (s *shortcut) giveUp(n *Node) {
+	s.mu.Lock()
+	late := s.late
 	s.late = nil
 	s.mu.Unlock()
+	if late == nil {
+		return
+	}
 	for t := range n.stations {
 		n.stations[t].letGo()
 	}

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -32,7 +33,7 @@ func settled(t *testing.T, n *Node) {
 func TestShortcut(t *testing.T) {
 	m := newJournal()
 	cfg := config(newLog(t, vfs.NewMem()), m)
-	cfg.Tick = time.Second
+	cfg.Tick = rareTicks
 	n := start(t, cfg)
 	defer n.Close()
 	here := 0
@@ -134,6 +135,35 @@ func TestShortcutWithAHungDisk(t *testing.T) {
 	}
 	if r := propose(n, "third"); r.Err != nil {
 		t.Errorf("after the disk has answered: %v", r.Err)
+	}
+}
+
+// A member that fails during a shortcut that hangs says so to its caller at once.
+func TestShortcutOfAMemberThatFails(t *testing.T) {
+	var hangs atomic.Bool
+	answers := make(chan struct{})
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSyncData && hangs.Load() {
+			<-answers
+		}
+		return nil
+	}))
+	n := start(t, config(newLog(t, fs), newJournal()))
+	defer n.Close()
+	settled(t, n)
+	hangs.Store(true)
+	late := make(chan struct{})
+	first := make(chan machine.Result, 1)
+	go n.ProposeHere([]byte("x"), func(r machine.Result) { first <- r }, func() { close(late) }) // ends when the disk answers
+	eventually(t, "the disk hangs", func() bool { return n.waiting.Load() > 0 })
+	hung := n.shortcut.underWay.Load() // else a heartbeat has come in between
+	n.Fail(errors.New("for another reason"))
+	if hung {
+		<-late
+	}
+	close(answers)
+	if r := <-first; r.Err == nil {
+		t.Error("a member that has failed acknowledges")
 	}
 }
 

@@ -58,6 +58,7 @@ func (n *Node) raftLoop() error {
 	ticker := time.NewTicker(n.cfg.Tick)
 	defer ticker.Stop()
 	defer n.stopRaft()
+	defer n.shortcut.giveUp(n)           // nobody would look after it any more
 	defer n.stations[TurnRaft].mu.Lock() // no shortcut takes a turn any more
 	for {
 		select {
@@ -99,11 +100,22 @@ func (n *Node) loop(t Turn) error {
 
 // takeTurn takes a turn when nobody else does.
 func (n *Node) takeTurn(t Turn) error {
-	s := &n.stations[t]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.due.Store(false)
-	return n.turn(t)
+	n.stations[t].mu.Lock()
+	defer n.stations[t].mu.Unlock()
+	return n.turnHeld(t)
+}
+
+// turnHeld takes a turn with its station's mu held. After a failure nobody does.
+func (n *Node) turnHeld(t Turn) error {
+	if err := n.Err(); err != nil {
+		return err
+	}
+	n.stations[t].due.Store(false)
+	err := n.turn(t)
+	if err != nil {
+		n.fail(err)
+	}
+	return err
 }
 
 func (n *Node) turn(t Turn) error {

@@ -2,6 +2,8 @@ package h2
 
 import (
 	"bytes"
+	"io"
+	"net"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -102,6 +104,34 @@ func TestAfter(t *testing.T) {
 		h.answerLater(s)
 		c.expectAnswer(waits, "def")
 	})
+}
+
+// What is read together with the end of the connection is done.
+func TestAfterAtTheEnd(t *testing.T) {
+	f, h := newAfterFixture(t)
+	nc, server := net.Pipe()
+	c := f.connect(t, nc, &lastWords{Conn: server}, ConnOptions{})
+	c.handshake()
+	c.call(1, "/whole", "the handshake is over")
+	c.expectAnswer(1, "the handshake is over")
+	var request bytes.Buffer
+	framer := http2.NewFramer(&request, nil)
+	c.must(framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: c.request("/after"), EndHeaders: true}))
+	c.must(framer.WriteData(3, true, []byte("end")))
+	c.write(request.Bytes())
+	<-h.away <- answer
+	c.nc.Close()
+}
+
+// lastWords is a connection that ends with what says "end", as one of TLS may.
+type lastWords struct{ net.Conn }
+
+func (c *lastWords) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err == nil && bytes.HasSuffix(b[:n], []byte("end")) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // What has been read together with more is not done after it.

@@ -217,6 +217,9 @@ func (c *Conn) readSome() error {
 			return err
 		}
 	}
+	if c.after != nil {
+		return nil // an error comes again
+	}
 	return err
 }
 
@@ -249,6 +252,7 @@ func (c *Conn) relieve() {
 		defer c.writers.Done()
 		if err := c.read(); err != errRelieved {
 			c.readErr = err
+			c.cut(err) // who began to read may not be back for long
 			close(c.done)
 		}
 	}()

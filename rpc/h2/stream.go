@@ -71,8 +71,11 @@ func (s *Stream) Varying() string { return s.varying }
 // Empty tells whether the request's header was all there is to it.
 func (s *Stream) Empty() bool { return s.empty }
 
-// maxLooked is how many streams After looks at.
-const maxLooked = 8
+// After looks at so many streams at most, in a table of so many slots.
+const (
+	maxLooked      = 8
+	maxLookedSlots = 4 * minSlots
+)
 
 // After has f called on the goroutine that reads the connection, when all that has been read is
 // handled and before anything more is read; what f answers is written afterwards. It reports whether
@@ -88,11 +91,13 @@ func (s *Stream) After(f func(late func())) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.out) > 0 || c.closed || c.table.n > maxLooked {
+	if len(c.out) > 0 || c.closed || c.table.n > maxLooked || c.table.n > 1 && len(c.table.slots) > maxLookedSlots {
 		return false
 	}
 	alone := true
-	c.table.each(func(other *Stream) { alone = alone && (other == s || !other.remoteDone) })
+	if c.table.n > 1 {
+		c.table.each(func(other *Stream) { alone = alone && (other == s || !other.remoteDone) })
+	}
 	if alone {
 		c.after = f
 	}
