@@ -92,17 +92,23 @@ func TestShortcutsBesideOthers(t *testing.T) {
 	}
 }
 
-// With a disk that hangs, the caller of a shortcut is told that it takes long, and
-// the member's other work goes on: another proposal runs out of time.
-func TestShortcutWithAHungDisk(t *testing.T) {
-	var hangs atomic.Bool
+// hangingDisk returns a disk whose syncs hang once hangs is set, until answer is called.
+func hangingDisk() (fs vfs.FS, hangs *atomic.Bool, answer func()) {
+	hangs = new(atomic.Bool)
 	answers := make(chan struct{})
-	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+	fs = errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind == errorfs.OpFileSyncData && hangs.Load() {
 			<-answers
 		}
 		return nil
 	}))
+	return fs, hangs, func() { hangs.Store(false); close(answers) }
+}
+
+// With a disk that hangs, the caller of a shortcut is told that it takes long, and
+// the member's other work goes on: another proposal runs out of time.
+func TestShortcutWithAHungDisk(t *testing.T) {
+	fs, hangs, answer := hangingDisk()
 	cfg := config(newLog(t, fs), newJournal())
 	cfg.RequestTimeout = 200 * time.Millisecond
 	n := start(t, cfg)
@@ -124,8 +130,7 @@ func TestShortcutWithAHungDisk(t *testing.T) {
 	if r := propose(n, "second"); r.Err != ErrTimeout { //nolint:errorlint // it is this one
 		t.Errorf("the second proposal: %v", r)
 	}
-	hangs.Store(false)
-	close(answers)
+	answer()
 	if r := <-first; r.Err != nil && r.Err != ErrTimeout { //nolint:errorlint // it is one of these
 		t.Errorf("the first proposal: %v", r)
 	}
@@ -140,14 +145,7 @@ func TestShortcutWithAHungDisk(t *testing.T) {
 
 // A member that fails during a shortcut that hangs says so to its caller at once.
 func TestShortcutOfAMemberThatFails(t *testing.T) {
-	var hangs atomic.Bool
-	answers := make(chan struct{})
-	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind == errorfs.OpFileSyncData && hangs.Load() {
-			<-answers
-		}
-		return nil
-	}))
+	fs, hangs, answer := hangingDisk()
 	n := start(t, config(newLog(t, fs), newJournal()))
 	defer n.Close()
 	settled(t, n)
@@ -161,7 +159,7 @@ func TestShortcutOfAMemberThatFails(t *testing.T) {
 	if hung {
 		<-late
 	}
-	close(answers)
+	answer()
 	if r := <-first; r.Err == nil {
 		t.Error("a member that has failed acknowledges")
 	}
