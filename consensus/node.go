@@ -6,7 +6,8 @@
 // clock. What a member does is done in turns: one feeds the core, one appends to
 // the log, one applies to the machine. While the log writes a batch, the next one
 // grows; while the machine applies a batch, the log writes another. A goroutine
-// takes the turns of each kind, or a simulation takes them all.
+// takes the turns of each kind, or a simulation takes them all. A command that
+// comes alone to the only member may be taken through them by who proposes it.
 package consensus
 
 import (

@@ -709,3 +709,22 @@ func (s *slowStart) Apply(entries []machine.Entry) ([]machine.Result, error) {
 	<-s.begin
 	return s.journal.Apply(entries)
 }
+
+// noFlush is a machine that cannot begin a flush.
+type noFlush struct{ *journal }
+
+func (noFlush) StartFlush() error { return errors.New("no flush") }
+
+// Who was answered before the member failed is not answered again.
+func TestAnsweredOnceWhenAFlushFails(t *testing.T) {
+	cfg := config(newLog(t, vfs.NewMem()), noFlush{newJournal()})
+	cfg.FlushEntries = 2 // the leader's first entry, and one command
+	n := start(t, cfg)
+	var answers atomic.Int64
+	n.Propose([]byte("x"), func(machine.Result) { answers.Add(1) })
+	<-n.Stopping()
+	n.Close()
+	if n.Err() == nil || answers.Load() != 1 {
+		t.Errorf("%d answers, and the failure is %v", answers.Load(), n.Err())
+	}
+}

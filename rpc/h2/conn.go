@@ -13,7 +13,8 @@ import (
 
 // Conn is a connection.
 //
-// One goroutine reads, and handles what it has read in a row. Nothing else decodes frames. What
+// One goroutine reads, and handles what it has read in a row. Nothing else decodes frames. (Another
+// one takes over from it for good when what After was given takes long.) What
 // is written is framed under mu, in the order in which it is to be sent, and written by whoever
 // gets to it: the reader after what it has read, the flusher, or a goroutine that waits for the
 // socket when that is full.
