@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"maps"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/coteriedb/coterie/replica"
 )
 
 // sector is what a disk writes whole or not at all.
@@ -26,7 +29,12 @@ const sector = 512
 // whatever a seed draws, by sectors. The names in a directory are synced with the
 // directory alone; of those changed since, a crash leaves the first few.
 //
-// Every change counts as an operation, and a crash can be ordered to come with
+// Files of an engine are removed by a goroutine that nobody waits for. That such a
+// removal is durable, a crash leaves only if it was synced, or made, at a later time than
+// it: else what is on the disk would depend on which goroutine came first, and a seed
+// would not be a run.
+//
+// Every other change counts as an operation, and a crash can be ordered to come with
 // one of them, which may then be half done. The process that used the disk can go
 // on with it, so that it ends in order; but what a crash has left is drawn at its
 // moment, and Reboot returns that.
@@ -68,7 +76,14 @@ type node struct {
 
 	names       map[string]*node
 	syncedNames map[string]*node
-	changes     []change // since the last sync, in order
+	changes     []change           // since the last sync, in order
+	removed     map[string]removal // of an engine's files; not durable yet
+}
+
+// removal says when a name was removed, and of what.
+type removal struct {
+	at time.Time
+	of *node
 }
 
 // extent is where a file was written.
@@ -90,7 +105,7 @@ func NewDisk(seed uint64) *Disk {
 }
 
 func newDir() *node {
-	return &node{dir: true, names: map[string]*node{}, syncedNames: map[string]*node{}}
+	return &node{dir: true, names: map[string]*node{}, syncedNames: map[string]*node{}, removed: map[string]removal{}}
 }
 
 // CrashAfter orders a crash with the nth change from now.
@@ -247,23 +262,38 @@ func (d *Disk) crash() {
 	if d.left != nil {
 		return
 	}
-	share := []int{0, 50, 100}[d.rng.IntN(3)]
-	d.left = d.survive(d.root, share, map[*node]*node{})
+	c := crash{share: []int{0, 50, 100}[d.rng.IntN(3)], seed: d.rng.Uint64(), done: map[*node]*node{}}
+	d.left = c.survive(d.root, "/")
 }
 
-// survive returns what a crash leaves of n, where so many of a hundred changes
-// that were not synced are on the disk all the same.
-func (d *Disk) survive(n *node, share int, done map[*node]*node) *node {
-	if s := done[n]; s != nil { // by another name
+// crash says what is left: so many of a hundred changes that were not synced.
+type crash struct {
+	share int
+	seed  uint64
+	done  map[*node]*node
+}
+
+// draws are those of a file or a directory: what is left of it does not depend on what
+// else was written.
+func (c *crash) draws(name string) *rand.Rand {
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, name)
+	return rand.New(rand.NewPCG(c.seed, h.Sum64()))
+}
+
+// survive returns what is left of n.
+func (c *crash) survive(n *node, at string) *node {
+	if s := c.done[n]; s != nil { // by another name
 		return s
 	}
+	rng := c.draws(at)
 	if !n.dir {
 		s := &node{name: n.name, data: slices.Clone(n.synced)}
-		done[n] = s
+		c.done[n] = s
 		for _, e := range n.writes {
 			for off := e.off; off < e.end; {
 				end := min(e.end, (off/sector+1)*sector)
-				if d.rng.IntN(100) < share {
+				if rng.IntN(100) < c.share {
 					s.grow(end)
 					copy(s.data[off:end], e.bytes[off-e.off:])
 				}
@@ -274,19 +304,24 @@ func (d *Disk) survive(n *node, share int, done map[*node]*node) *node {
 		return s
 	}
 	s := newDir()
-	done[n] = s
+	c.done[n] = s
 	names := maps.Clone(n.syncedNames)
 	kept := 0
-	if len(n.changes) > 0 && share > 0 {
-		if kept = len(n.changes); share < 100 {
-			kept = d.rng.IntN(len(n.changes) + 1)
+	if len(n.changes) > 0 && c.share > 0 {
+		if kept = len(n.changes); c.share < 100 {
+			kept = rng.IntN(len(n.changes) + 1)
 		}
 	}
-	for _, c := range n.changes[:kept] {
-		c.apply(names)
+	for _, ch := range n.changes[:kept] {
+		ch.apply(names)
+	}
+	for name, r := range n.removed {
+		if c.share == 100 && r.at.Before(time.Now()) {
+			delete(names, name)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		s.names[name] = d.survive(names[name], share, done)
+		s.names[name] = c.survive(names[name], path.Join(at, name))
 		s.names[name].name = name
 	}
 	s.syncedNames = maps.Clone(s.names)
@@ -314,6 +349,10 @@ func (n *node) clone(done map[*node]*node) *node {
 			}
 			c.changes = append(c.changes, ch)
 		}
+		c.removed = map[string]removal{}
+		for name, r := range n.removed {
+			c.removed[name] = removal{r.at, r.of.clone(done)}
+		}
 	}
 	return c
 }
@@ -337,6 +376,7 @@ func (n *node) grow(size int) {
 func (d *Disk) change(dir *node, c change) {
 	if c.set != "" {
 		c.to.name = c.set
+		delete(dir.removed, c.set)
 	}
 	c.apply(dir.names)
 	dir.changes = append(dir.changes, c)
@@ -354,6 +394,13 @@ func (n *node) write(b []byte, off int) {
 func (n *node) sync() {
 	if n.dir {
 		n.syncedNames, n.changes = maps.Clone(n.names), nil
+		for name, r := range n.removed {
+			if r.at.Before(time.Now()) {
+				delete(n.removed, name)
+			} else {
+				n.syncedNames[name] = r.of
+			}
+		}
 		return
 	}
 	for _, e := range n.writes {
@@ -474,6 +521,11 @@ func (d *Disk) Remove(name string) error {
 	}
 	if len(n.names) > 0 {
 		return &fs.PathError{Op: "remove", Path: name, Err: syscall.ENOTEMPTY}
+	}
+	if strings.HasPrefix(path.Base(path.Dir(path.Clean(name))), replica.EngineDir) {
+		delete(dir.names, base)
+		dir.removed[base] = removal{time.Now(), n}
+		return nil
 	}
 	d.change(dir, change{forget: base})
 	return nil
