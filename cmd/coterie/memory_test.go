@@ -1,6 +1,48 @@
 package main
 
-import "testing"
+import (
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"time"
+)
+
+func TestGCPercent(t *testing.T) {
+	const mb = 1 << 20
+	for live, want := range map[uint64]int{0: 400, mb: 400, 16 * mb: 400, 20 * mb: 300, 32 * mb: 200, 50 * mb: 125, 64 * mb: 100, 1 << 40: 100} {
+		if got := gcPercent(live); got != want {
+			t.Errorf("with %d MB alive the heap may grow by %d%%, want %d%%", live/mb, got, want)
+		}
+	}
+}
+
+// TestRoomFollowsTheHeap: the percentage falls when much is alive, and rises again.
+func TestRoomFollowsTheHeap(t *testing.T) {
+	t.Setenv("GOGC", "")
+	before := debug.SetGCPercent(100)
+	defer debug.SetGCPercent(before) // which the next collection may undo: no other test depends on it
+	wait := func(what string, reached func(percent int) bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // until the finalizer has run
+			runtime.GC()
+			percent := debug.SetGCPercent(100)
+			debug.SetGCPercent(percent)
+			if reached(percent) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s the heap may grow by %d%%", what, percent)
+			}
+		}
+	}
+	leaveRoom()
+	wait("with little alive", func(p int) bool { return p > 100 })
+	held := make([]byte, 80<<20)
+	wait("with 80 MiB alive", func(p int) bool { return p == 100 })
+	runtime.KeepAlive(held)
+	held = nil
+	wait("with little alive again", func(p int) bool { return p > 100 })
+}
 
 func TestThrift(t *testing.T) {
 	const mb = 1 << 20

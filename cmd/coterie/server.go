@@ -43,6 +43,7 @@ func serverCommand() *cobra.Command {
 			}
 			ctx, release := untilSignal(cmd.Context())
 			defer release()
+			leaveRoom()
 			go giveMemoryBack(ctx) // ends with ctx; nobody need wait
 			return serve(ctx, s, notes, openNode, cmd.OutOrStdout())
 		},
