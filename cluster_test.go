@@ -23,6 +23,7 @@ import (
 
 	"github.com/coteriedb/coterie/consensus"
 	"github.com/coteriedb/coterie/guard"
+	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
@@ -550,7 +551,7 @@ func corrupt(t *testing.T, cfg Config) {
 	t.Helper()
 	id, err := replica.ReadIdentity(vfs.Default, cfg.DataDir)
 	must(t, err)
-	eng, err := engine.Open(engine.Options{Dir: filepath.Join(cfg.DataDir, cmp.Or(id.Engine, replica.EngineDir)), MustExist: true})
+	eng, err := engine.Open(engine.Options{Dir: filepath.Join(cfg.DataDir, cmp.Or(id.Engine, replica.EngineDir)), Merger: mvcc.Merger, MustExist: true})
 	must(t, err)
 	it, err := eng.NewIter([]byte("h"), []byte("i"))
 	must(t, err)

@@ -29,6 +29,7 @@ import (
 	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/machine/lease"
+	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/replica"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
@@ -225,7 +226,7 @@ func TestLeaderOnASlowDiskLeadsLater(t *testing.T) {
 	must(t, disk.MkdirAll("wal", 0o700))
 	log, err := wal.Create(wal.Options{Dir: "wal", FS: disk, MemberID: 5}, replica.FirstIndex, replica.FirstTerm)
 	must(t, err)
-	eng, err := engine.Open(engine.Options{Dir: "engine", FS: disk})
+	eng, err := engine.Open(engine.Options{Dir: "engine", Merger: mvcc.Merger, FS: disk})
 	must(t, err)
 	leases, err := lease.Open(eng)
 	must(t, err)
@@ -347,6 +348,11 @@ func TestForeignDirectories(t *testing.T) {
 		cfg := made(t)
 		edit(t, cfg, func(id *replica.Identity) { id.Format = replica.Format + 1 })
 		refused(t, cfg, "newer version of Coterie")
+	})
+	t.Run("older format", func(t *testing.T) {
+		cfg := made(t)
+		edit(t, cfg, func(id *replica.Identity) { id.Format = replica.Format - 1 })
+		refused(t, cfg, "data format 1, of a version before the first release")
 	})
 	t.Run("another cluster's", func(t *testing.T) {
 		cfg := made(t)

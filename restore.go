@@ -134,7 +134,7 @@ func (cfg *RestoreConfig) open(ctx context.Context) (*recovery.Source, error) {
 // build makes what belongs in the directories. It returns whose they are: f's, or
 // without it the source's.
 func (cfg *RestoreConfig) build(ctx context.Context, source *recovery.Source, out *staging, f *replica.Founding) (*replica.Founding, error) {
-	eng, err := engine.Open(engine.Options{Dir: out.path(replica.EngineDir), Logger: cfg.Logger})
+	eng, err := engine.Open(engine.Options{Dir: out.path(replica.EngineDir), Merger: machine.Merger, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}

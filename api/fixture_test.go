@@ -20,6 +20,7 @@ import (
 
 	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/machine/watch"
 	"github.com/coteriedb/coterie/rpc"
 	"github.com/coteriedb/coterie/storage/engine"
@@ -62,7 +63,7 @@ type testNode struct {
 
 func newTestNode(t testing.TB) *testNode {
 	t.Helper()
-	eng, err := engine.Open(engine.Options{Dir: "data", FS: vfs.NewMem(), Logger: zap.NewNop(), OnFatal: func(err error) { t.Error(err) }})
+	eng, err := engine.Open(engine.Options{Dir: "data", Merger: mvcc.Merger, FS: vfs.NewMem(), Logger: zap.NewNop(), OnFatal: func(err error) { t.Error(err) }})
 	if err != nil {
 		t.Fatal(err)
 	}

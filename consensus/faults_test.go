@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/wal"
 )
@@ -38,7 +39,7 @@ func openMember(t testing.TB, fs vfs.FS, create bool) *member {
 	m := &member{}
 	var failEarly atomic.Pointer[Node]
 	var err error
-	m.engine, err = engine.Open(engine.Options{Dir: "engine", FS: fs, MemTableBytes: 256 << 10, OnFatal: func(err error) {
+	m.engine, err = engine.Open(engine.Options{Dir: "engine", Merger: mvcc.Merger, FS: fs, MemTableBytes: 256 << 10, OnFatal: func(err error) {
 		if n := failEarly.Load(); n != nil {
 			n.Fail(err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/storage/engine"
 )
 
@@ -59,7 +60,7 @@ func BenchmarkApply(b *testing.B) {
 }
 
 func benchApply(b *testing.B, command func(i int) *pb.InternalRaftRequest) {
-	eng, err := engine.Open(engine.Options{Dir: b.TempDir()})
+	eng, err := engine.Open(engine.Options{Dir: b.TempDir(), Merger: mvcc.Merger})
 	must(b, err)
 	must(b, Bootstrap(eng, 1, 1, []Member{{ID: 5, PeerURLs: []string{"http://a"}}}))
 	m, err := Open(Options{Engine: eng, Logger: zap.NewNop()})

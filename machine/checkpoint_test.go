@@ -22,7 +22,7 @@ func (h *harness) openCheckpoint(dir string) *harness {
 	h.t.Helper()
 	c := &harness{t: h.t, fs: h.fs.CrashClone(vfs.CrashCloneCfg{})}
 	var err error
-	c.engine, err = engine.Open(engine.Options{Dir: dir, FS: c.fs, MustExist: true})
+	c.engine, err = engine.Open(engine.Options{Dir: dir, Merger: mvcc.Merger, FS: c.fs, MustExist: true})
 	must(h.t, err)
 	c.Machine, err = Open(Options{Engine: c.engine, Logger: zap.NewNop()})
 	must(h.t, err)

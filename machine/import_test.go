@@ -175,7 +175,7 @@ func TestImportRefuses(t *testing.T) {
 		}, "40000 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			eng, err := engine.Open(engine.Options{Dir: "engine", FS: newHarnessFS()})
+			eng, err := engine.Open(engine.Options{Dir: "engine", Merger: mvcc.Merger, FS: newHarnessFS()})
 			must(t, err)
 			defer eng.Close()
 			c := tt.contents(*none)

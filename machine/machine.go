@@ -100,6 +100,9 @@ type Machine struct {
 	granted, revoked, slow atomic.Uint64
 }
 
+// Merger is what the engine of a Machine must be opened with.
+var Merger = mvcc.Merger
+
 // Bootstrap writes the first state of a cluster with the given members into an
 // empty engine, as if the entry with the index and term had made it, and makes
 // it durable.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/machine/lease"
+	"github.com/coteriedb/coterie/machine/mvcc"
 	"github.com/coteriedb/coterie/storage/engine"
 )
 
@@ -50,7 +51,7 @@ func newHarness(t testing.TB) *harness {
 func (h *harness) openEngine() {
 	h.t.Helper()
 	var err error
-	h.engine, err = engine.Open(engine.Options{Dir: "engine", FS: h.fs})
+	h.engine, err = engine.Open(engine.Options{Dir: "engine", Merger: mvcc.Merger, FS: h.fs})
 	must(h.t, err)
 }
 

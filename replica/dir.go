@@ -40,7 +40,8 @@ type Options struct {
 	// FS is the file system; nil is the disk.
 	FS     vfs.FS
 	Logger *zap.Logger
-	// Log and Engine are the options of both, but for where they are and whose.
+	// Log and Engine are the options of both, but for where they are and whose, and for
+	// Engine's Merger.
 	Log    wal.Options
 	Engine engine.Options
 }
@@ -60,6 +61,7 @@ func (o Options) resolved() Options {
 		o.Log.Dir = o.LogPath
 	}
 	o.Log.FS, o.Engine.FS = o.FS, o.FS // which watch over the disk if it is nil
+	o.Engine.Merger = machine.Merger
 	if o.FS == nil {
 		o.FS = vfs.Default
 	}

@@ -14,7 +14,7 @@ import (
 
 // Format is the version of the layout of a data directory and of every
 // format in it. Its description is docs/format.md.
-const Format = 1
+const Format = 2
 
 // The state of the first cluster: a member begins as if an entry with this
 // index and term had made its members. The log begins after it, so a member
@@ -96,6 +96,10 @@ func ReadIdentity(fs vfs.FS, dir string) (*Identity, error) {
 	}
 	if id.Format < 1 {
 		return nil, fmt.Errorf("%s is damaged: data format %d", path, id.Format)
+	}
+	if id.Format < Format {
+		return nil, fmt.Errorf("%s has data format %d, of a version before the first release, this binary reads %d: "+
+			"save a snapshot with that version and restore this member from it", dir, id.Format, Format)
 	}
 	return &id, nil
 }

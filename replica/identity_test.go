@@ -15,7 +15,7 @@ func FuzzIdentity(f *testing.F) {
 	}
 	f.Add(content(f, fs))
 	f.Add([]byte(`{"format":2,"clusterID":"1","memberID":"2","complete":true}`))
-	f.Add([]byte(`{"format":1,"clusterID":"-1","memberID":"10000000000000000","complete":true,"engine":"engine-9"}`))
+	f.Add([]byte(`{"format":2,"clusterID":"-1","memberID":"10000000000000000","complete":true,"engine":"engine-9"}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fs := vfs.NewMem()
@@ -33,7 +33,7 @@ func FuzzIdentity(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if id == nil || id.Format < 1 || id.Format > Format {
+		if id == nil || id.Format != Format {
 			t.Fatalf("%q is read as %+v", b, id)
 		}
 		if err := WriteIdentity(fs, "", id); err != nil {

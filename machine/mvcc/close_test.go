@@ -13,7 +13,7 @@ import (
 // Close waits for a reader that has begun and turns away those that come later:
 // the engine can be closed after it.
 func TestCloseWaitsForReaders(t *testing.T) {
-	eng, err := engine.Open(engine.Options{Dir: "db", FS: vfs.NewMem()})
+	eng, err := engine.Open(engine.Options{Dir: "db", Merger: Merger, FS: vfs.NewMem()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"runtime"
@@ -157,21 +158,21 @@ func (c *compactor) pass(from, to int64) (deleted int64, err error) {
 	if err := c.s.images.expire(to); err != nil {
 		return 0, err
 	}
-	next := appendRevisionKey(nil, max(from, 0), 0)
-	end := appendRevisionKey(nil, to+1, 0)
+	next := revision{max(from, 0), 0}
 	for {
 		b := c.s.eng.NewBatch()
-		p := passStep{c: c, batch: b, to: to}
-		next, err = p.run(next, end)
+		p := passStep{c: c, batch: b, left: make(map[[revKeyLen]byte]int), to: to}
+		next, err = p.run(next)
+		last := next.main > to
 		if err == nil {
-			err = p.commit(next == nil)
+			err = p.commit(last)
 		}
 		err = errors.Join(err, b.Close())
 		if err != nil {
 			return deleted, err
 		}
 		deleted += p.deleted
-		if next == nil {
+		if last {
 			return deleted, nil
 		}
 		if !c.pause(p.read) {
@@ -197,6 +198,8 @@ func (c *compactor) pause(read int) bool {
 type passStep struct {
 	c       *compactor
 	batch   *pebble.Batch
+	index   *pebble.Iterator        // over the revision index
+	left    map[[revKeyLen]byte]int // items of its records that the batch takes some of
 	to      int64
 	deleted int64
 	freed   int64
@@ -206,57 +209,52 @@ type passStep struct {
 	size    int    // its length
 }
 
-// run deals with the next revisions in [next, end) and returns where to go on,
-// nil at the end.
-func (p *passStep) run(next, end []byte) (cont []byte, err error) {
-	revs, err := p.c.s.eng.NewIter(next, end)
-	if err != nil {
-		return nil, err
+// run deals with the next revisions from next on, and returns where to go on,
+// above p.to at the end.
+func (p *passStep) run(next revision) (cont revision, err error) {
+	if p.index, err = p.c.s.eng.NewIter(revisionLower, revisionUpper); err != nil {
+		return next, err
 	}
-	defer func() { err = errors.Join(err, revs.Close()) }()
+	defer func() { err = errors.Join(err, p.index.Close()) }()
 	hist, err := p.c.s.eng.NewIter(historyLower, historyUpper)
 	if err != nil {
-		return nil, err
+		return next, err
 	}
 	defer func() { err = errors.Join(err, hist.Close()) }()
+	revs, err := p.c.s.eng.NewIter(revisionLower, revisionUpper)
+	if err != nil {
+		return next, err
+	}
+	cont = revision{p.to + 1, 0}
 	n := 0
-	for ok := revs.First(); ok; ok = revs.Next() {
+	err = eachItem(context.Background(), revs, next, p.to, func(item *indexItem) error {
 		if n++; n > p.c.limit || p.read > compactReadBatch {
-			return bytes.Clone(revs.Key()), nil
+			cont = item.revision
+			return errEnough
 		}
 		if n%compactTurn == 0 {
 			runtime.Gosched()
 		}
-		if err := p.revision(revs, hist); err != nil {
-			return nil, err
-		}
+		return p.revision(item, hist)
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
 	}
-	return nil, revs.Error()
+	return cont, err
 }
 
-// revision deals with the version that revs stands on.
-func (p *passStep) revision(revs, hist *pebble.Iterator) error {
-	main, sub, err := splitRevisionKey(revs.Key())
-	if err != nil {
-		return err
-	}
-	v, err := revs.ValueAndErr()
-	if err != nil {
-		return err
-	}
-	_, key, err := splitRevisionValue(v)
-	if err != nil {
-		return err
-	}
+// revision deals with one version.
+func (p *passStep) revision(item *indexItem, hist *pebble.Iterator) error {
+	main, key := item.main, item.key
 	p.key = appendHistoryKey(p.key[:0], aliasString(key), main)
 	r, err := p.seek(hist, main)
 	switch {
 	case err != nil:
 		return err
-	case r.sub != sub && main == p.to:
+	case r.sub != item.sub && main == p.to:
 		return nil
-	case r.sub != sub:
-		p.key = binary.BigEndian.AppendUint64(p.key, ^uint64(sub))
+	case r.sub != item.sub:
+		p.key = binary.BigEndian.AppendUint64(p.key, ^uint64(item.sub))
 		if r, err = p.seek(hist, main); err != nil {
 			return err
 		}
@@ -326,9 +324,40 @@ func (p *passStep) delete(hist *pebble.Iterator, main int64, r *record, keyLen i
 	if err := op.Finish(); err != nil {
 		return err
 	}
-	op = p.batch.DeleteDeferred(revKeyLen)
-	appendRevisionKey(op.Key[:0], main, r.sub)
-	return op.Finish()
+	return p.remove(revision{main, r.sub})
+}
+
+// remove takes a version out of the revision index: out of the record that ends at
+// or after it.
+func (p *passStep) remove(r revision) error {
+	var b [revKeyLen]byte
+	if !p.index.SeekGE(appendRevisionKey(b[:0], r.main, r.sub)) {
+		if err := p.index.Error(); err != nil {
+			return err
+		}
+		return corruptf("the revision index ends before %d/%d, which is in the history", r.main, r.sub)
+	}
+	if _, _, err := splitRevisionKey(p.index.Key()); err != nil {
+		return err
+	}
+	key := [revKeyLen]byte(p.index.Key())
+	left, met := p.left[key]
+	if !met {
+		v, err := p.index.ValueAndErr()
+		if err != nil {
+			return err
+		}
+		_, items, err := decodeIndexRecord(v)
+		if err != nil {
+			return err
+		}
+		left = items.left
+	}
+	p.left[key] = left - 1
+	if left > 1 {
+		return p.batch.Merge(key[:], removal(r), nil)
+	}
+	return p.batch.Delete(key[:], nil)
 }
 
 // commit commits the batch, with what the compactor keeps of itself.

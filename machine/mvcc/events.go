@@ -3,7 +3,6 @@ package mvcc
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -67,14 +66,13 @@ func (s *Store) ReadEvents(from, to int64, match func(key []byte) bool, maxBytes
 	return evs, max(to+1, from), nil
 }
 
-// errEnough ends eachRevision before its end.
+// errEnough ends eachRevision and eachItem before their end.
 var errEnough = errors.New("enough")
 
 // version is a record that eachRevision has come to. Its memory is good until
 // the next.
 type version struct {
-	main, sub int64
-	key       []byte
+	indexItem
 	snap      *pebble.Snapshot
 	tombstone bool // after read
 }
@@ -110,39 +108,19 @@ func (v *version) record(historyKey []byte) (record, error) {
 
 // eachRevision calls fn with the versions that snap has of revisions from from
 // to to, in the order in which they were made.
-func eachRevision(ctx context.Context, snap *pebble.Snapshot, from, to int64, fn func(*version) error) (err error) {
+func eachRevision(ctx context.Context, snap *pebble.Snapshot, from, to int64, fn func(*version) error) error {
 	if from > to {
 		return nil
 	}
-	it, err := snap.NewIter(&pebble.IterOptions{
-		LowerBound: appendRevisionKey(nil, max(from, 0), 0),
-		UpperBound: appendRevisionKey(nil, to+1, 0),
-	})
+	it, err := snap.NewIter(&pebble.IterOptions{LowerBound: revisionLower, UpperBound: revisionUpper})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
 	v := version{snap: snap}
-	n := 0
-	for ok := it.First(); ok; ok = it.Next() {
-		if n++; n%checkEvery == 0 && ctx.Err() != nil {
-			return fmt.Errorf("mvcc: read of revisions: %w", ctx.Err())
-		}
-		if v.main, v.sub, err = splitRevisionKey(it.Key()); err != nil {
-			return err
-		}
-		val, err := it.ValueAndErr()
-		if err != nil {
-			return err
-		}
-		if _, v.key, err = splitRevisionValue(val); err != nil {
-			return err
-		}
-		if err := fn(&v); err != nil {
-			return err
-		}
-	}
-	return it.Error()
+	return eachItem(ctx, it, revision{max(from, 0), 0}, to, func(item *indexItem) error {
+		v.indexItem = *item
+		return fn(&v)
+	})
 }
 
 // PrevKV returns the pair that ev changed or deleted; nil if there was none, or

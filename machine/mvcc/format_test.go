@@ -72,7 +72,7 @@ func TestStoredBytes(t *testing.T) {
 		// meta: bytes freed, none; compaction finished; scheduled; format.
 		"6366 0000000000000003",
 		"6373 0000000000000003",
-		"6376 01",
+		"6376 02",
 		// h "a\x00b" 5: tombstone, sub 0. Then 2: put, create 2, version 1, no lease.
 		"686100ff620001" + "fffffffffffffffa" + " 0100",
 		"686100ff620001" + "fffffffffffffffd" + " 0000020100" + "7631",
@@ -80,12 +80,10 @@ func TestStoredBytes(t *testing.T) {
 		"686b0001" + "fffffffffffffffa" + " 0101",
 		"686b0001" + "fffffffffffffffb" + " 0000030200" + "7633",
 		"686b0001" + "fffffffffffffffc" + " 0000030105" + "7632",
-		// r: bytes written up to here, key.
-		"72" + "0000000000000002" + "0000000000000000" + " 0000000000000032" + "610062",
-		"72" + "0000000000000003" + "0000000000000000" + " 000000000000005f" + "6b",
-		"72" + "0000000000000004" + "0000000000000000" + " 000000000000008c" + "6b",
-		"72" + "0000000000000005" + "0000000000000000" + " 00000000000000b9" + "610062",
-		"72" + "0000000000000005" + "0000000000000001" + " 00000000000000e1" + "6b",
+		// r, of a batch, up to 5/1: a record, bytes written (31 + 26 + 26 + 26 + 21), five items: how far the revision is from the
+		// last, sub, length, key.
+		"72" + "0000000000000005" + "0000000000000001" + " 00" + "0000000000000082" + "00000005" +
+			"020003610062" + "0100016b" + "0100016b" + "010003610062" + "0001016b",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("stored:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -115,6 +113,11 @@ func TestOpenRefusesDamage(t *testing.T) {
 		{"short revision key", "r\x01" + rev[1:], zero, "revision key"},
 		{"long revision key", "r" + rev + zero + "\x00", zero, "revision key"},
 		{"short revision record", "r\x01" + rev[1:] + zero, "\x00", "revision record"},
+		{"revision record of another kind", "r\x01" + rev[1:] + zero, "\x07" + zero + "\x00\x00\x00\x00", "revision record"},
+		{"revision record without items", "r\x01" + rev[1:] + zero, "\x00" + zero + "\x00\x00\x00\x00", "ends at 0/0"},
+		{"revision record with more items", "r\x01" + rev[1:] + zero, "\x00" + zero + "\x00\x00\x00\x01", "cut short"},
+		{"revision record with bytes behind", "r\x01" + rev[1:] + zero, "\x00" + zero + "\x00\x00\x00\x00k", "follow the items"},
+		{"revision record of another end", "r\x01" + rev[1:] + zero, "\x00" + zero + "\x00\x00\x00\x01\x09\x00\x01a", "ends at 9/0"},
 		{"unfinished finished", "cf", rev, "finished"},
 		{"short meta", "cs", "\x01", `meta record "cs"`},
 		{"compacted future", "cs", "\x00\x00\x00\x00\x00\x00\x00\x09", "compacted revision 9"},
@@ -136,7 +139,7 @@ func TestOpenRefusesDamage(t *testing.T) {
 
 func TestOpenRefusesUnknownFormat(t *testing.T) {
 	h := newHarness(t)
-	set(t, h.eng, "cv", "\x02")
+	set(t, h.eng, "cv", "\x01")
 	if _, err := Open(h.eng, nil, h.opts); !errors.Is(err, ErrFormat) {
 		t.Errorf("opened with %v", err)
 	}

@@ -26,6 +26,7 @@ type Importer struct {
 
 	main, sub int64 // of the version added last
 	written   int64
+	indexed   indexWriter
 	// current has the versions of the revision in progress, by key: an earlier
 	// one moves aside when the key is changed again.
 	current map[string]*record
@@ -55,7 +56,7 @@ func (i *Importer) Add(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) err
 	i.main, i.sub = main, sub
 	key := string(kv.Key)
 	if earlier := i.current[key]; earlier != nil {
-		i.set(historyKeyLen(key)+subLen, earlier, func(dst []byte) { appendSupersededKey(dst, key, main, earlier.sub) })
+		setRecord(i.batch, historyKeyLen(key)+subLen, earlier, func(dst []byte) { appendSupersededKey(dst, key, main, earlier.sub) })
 		i.written += subLen
 	}
 	i.current[key] = r
@@ -85,23 +86,15 @@ func importedRecord(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) (*reco
 // write adds both records of a version to the batch.
 func (i *Importer) write(key string, main int64, r *record) {
 	hl := historyKeyLen(key)
-	n := i.set(hl, r, func(dst []byte) { appendHistoryKey(dst, key, main) })
+	n := setRecord(i.batch, hl, r, func(dst []byte) { appendHistoryKey(dst, key, main) })
 	i.written += recordSize(hl, n, len(key))
-	op := i.batch.SetDeferred(revKeyLen, writtenLen+len(key))
-	appendRevisionKey(op.Key[:0], main, r.sub)
-	binary.BigEndian.PutUint64(op.Value, uint64(i.written))
-	copy(op.Value[writtenLen:], key)
-	finish(op)
-}
-
-func (i *Importer) set(keyLen int, r *record, fill func(dst []byte)) int {
-	w := pending{batch: i.batch}
-	return w.set(keyLen, r, fill)
+	i.indexed.add(i.batch, &indexItem{revision{main, r.sub}, aliasBytes(key)}, i.written)
 }
 
 func (i *Importer) flush() error {
 	b := i.batch
 	i.batch = nil
+	i.indexed.finish(b, i.written)
 	return errors.Join(i.commit(b), b.Close())
 }
 

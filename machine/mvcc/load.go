@@ -237,28 +237,16 @@ func (s *Store) loadTail(from int64, rest func()) error {
 // changedAfter returns the keys changed after a revision, with the last one that
 // changed each.
 func (s *Store) changedAfter(from int64) (changed map[string]int64, err error) {
-	it, err := s.eng.NewIter(appendRevisionKey(nil, from+1, 0), revisionUpper)
+	it, err := s.eng.NewIter(revisionLower, revisionUpper)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
 	changed = make(map[string]int64)
-	for ok := it.First(); ok; ok = it.Next() {
-		main, _, err := splitRevisionKey(it.Key())
-		if err != nil {
-			return nil, err
-		}
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return nil, err
-		}
-		_, key, err := splitRevisionValue(v)
-		if err != nil {
-			return nil, err
-		}
-		changed[string(key)] = main
-	}
-	return changed, it.Error()
+	err = eachItem(context.Background(), it, revision{from + 1, 0}, math.MaxInt64, func(item *indexItem) error {
+		changed[string(item.key)] = item.main
+		return nil
+	})
+	return changed, err
 }
 
 // loadVersion brings one key of the index to its newest version, which has the

@@ -13,7 +13,7 @@ import (
 )
 
 // formatVersion is the version of the format in docs/format-mvcc.md.
-const formatVersion = 1
+const formatVersion = 2
 
 // ErrFormat is returned by Open for data of a version it does not know.
 var ErrFormat = errors.New("mvcc: data of an unknown format version")
@@ -34,6 +34,9 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 	o = o.withDefaults()
 	if leases == nil {
 		leases = noLeases{}
+	}
+	if eng.Merger() != Merger {
+		return nil, errors.New("mvcc: the engine was opened without mvcc.Merger")
 	}
 	s := &Store{eng: eng, leases: leases, log: o.Logger, streamChunkBytes: o.StreamChunkBytes, commandBytes: maxCommandBytes}
 	if err := s.checkFormat(); err != nil {
@@ -139,13 +142,20 @@ func (s *Store) lastRevision() (rev, written int64, err error) {
 	if !it.Last() {
 		return 1, 0, it.Error()
 	}
-	if rev, _, err = splitRevisionKey(it.Key()); err != nil {
+	rev, sub, err := splitRevisionKey(it.Key())
+	if err != nil {
 		return 0, 0, err
 	}
 	v, err := it.ValueAndErr()
 	if err != nil {
 		return 0, 0, err
 	}
-	written, _, err = splitRevisionValue(v)
+	written, items, err := decodeIndexRecord(v)
+	for ok := err == nil; ok; {
+		ok, err = items.next()
+	}
+	if err == nil && items.revision != (revision{rev, sub}) {
+		err = corruptf("the revision index ends at %d/%d, its last record says %d/%d", items.main, items.sub, rev, sub)
+	}
 	return rev, written, err
 }

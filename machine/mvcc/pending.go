@@ -1,9 +1,7 @@
 package mvcc
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math/bits"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -26,9 +24,8 @@ type pending struct {
 	// progress last.
 	events []*mvccpb.Event
 	revs   []revisionSpan
-	// sizes has what written was after each of the events; see Complete.
-	sizes []int64
-	// indexBytes is what Complete will add to the batch.
+	// indexed collects what Complete adds to the batch, and indexBytes is its size.
+	indexed    indexWriter
 	indexBytes int
 	// deleted is set once the revision in progress has deleted a key.
 	deleted bool
@@ -57,30 +54,27 @@ func (s *Store) Begin(b *pebble.Batch) {
 	w.batch = b
 	w.base = w.rev
 	w.events, w.revs, w.waiters = nil, nil, nil
-	w.sizes, w.indexBytes = w.sizes[:0], 0
+	w.indexBytes = 0
 }
 
-// PendingBytes is how many bytes Complete will add to the batch. Apply goroutine
-// only.
+// PendingBytes is about how many bytes Complete will add to the batch: the sum over
+// versions, and so a function of the commands, however they are divided into
+// batches. Apply goroutine only.
 func (s *Store) PendingBytes() int { return s.w.indexBytes }
 
-// Complete adds the records of the revision index to the batch. They come last and
-// together because they are in order, and so go into the engine's memtable
-// several times as fast as between those of the history.
+// Complete adds to the batch what the revision index says of it: a record or a few
+// for all versions, where one for each were half of the keys that the engine
+// sorts.
 func (s *Store) Complete() {
 	w := &s.w
-	i := 0
 	for n := range w.revs {
 		r := &w.revs[n]
 		for sub, ev := range w.events[r.start:r.end] {
-			op := w.batch.SetDeferred(revKeyLen, writtenLen+len(ev.Kv.Key))
-			appendRevisionKey(op.Key[:0], w.base+1+int64(n), int64(sub))
-			binary.BigEndian.PutUint64(op.Value, uint64(w.sizes[i]))
-			copy(op.Value[writtenLen:], ev.Kv.Key)
-			finish(op)
-			i++
+			it := indexItem{revision{w.base + 1 + int64(n), int64(sub)}, ev.Kv.Key}
+			w.indexed.add(w.batch, &it, w.written)
 		}
 	}
+	w.indexed.finish(w.batch, w.written)
 	w.indexBytes = 0
 }
 
@@ -210,17 +204,10 @@ func (r *revisionSpan) last(events []*mvccpb.Event, key string) int {
 func (w *pending) write(key string, r *record) {
 	main := w.rev + 1
 	hl := historyKeyLen(key)
-	n := w.set(hl, r, func(dst []byte) { appendHistoryKey(dst, key, main) })
+	n := setRecord(w.batch, hl, r, func(dst []byte) { appendHistoryKey(dst, key, main) })
 	w.written += recordSize(hl, n, len(key))
-	w.sizes = append(w.sizes, w.written)
-	w.indexBytes += batchedLen(revKeyLen, writtenLen+len(key))
+	w.indexBytes += indexItemSize(len(key))
 }
-
-// batchedLen is the number of bytes that a record takes in a batch: its kind, and
-// key and value with their lengths.
-func batchedLen(key, value int) int { return 1 + uvarintLen(key) + key + uvarintLen(value) + value }
-
-func uvarintLen(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
 // supersede makes room for a further change of a key by the revision in
 // progress: the last one, if there was any, moves aside. etcd's checks of
@@ -239,16 +226,16 @@ func (w *pending) supersede(key string) {
 	if !r.tombstone {
 		r.create, r.version, r.lease, r.value = e.Kv.CreateRevision, e.Kv.Version, e.Kv.Lease, e.Kv.Value
 	}
-	w.set(historyKeyLen(key)+subLen, &r, func(dst []byte) { appendSupersededKey(dst, key, main, sub) })
+	setRecord(w.batch, historyKeyLen(key)+subLen, &r, func(dst []byte) { appendSupersededKey(dst, key, main, sub) })
 	w.written += subLen
 }
 
-// set appends a record to the batch. fill writes the key. It returns the
+// setRecord appends a record to a batch. fill writes the key. It returns the
 // record's length.
-func (w *pending) set(keyLen int, r *record, fill func(dst []byte)) int {
+func setRecord(batch *pebble.Batch, keyLen int, r *record, fill func(dst []byte)) int {
 	var head [recordHeadMax]byte
 	h := appendRecordHead(head[:0], r)
-	op := w.batch.SetDeferred(keyLen, len(h)+len(r.value))
+	op := batch.SetDeferred(keyLen, len(h)+len(r.value))
 	fill(op.Key[:0])
 	copy(op.Value[copy(op.Value, h):], r.value)
 	finish(op)

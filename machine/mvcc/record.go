@@ -99,21 +99,9 @@ func (r *record) keyValue(kv *mvccpb.KeyValue, key []byte, main int64) {
 	kv.Value = r.value
 }
 
-// A value of the revision index is the count of bytes written so far, eight
-// bytes, and the key. The count makes the size of the retained history exact
-// after a crash, for it is durable with the record that it includes.
-const writtenLen = 8
-
-func splitRevisionValue(v []byte) (written int64, key []byte, err error) {
-	if len(v) < writtenLen {
-		return 0, nil, corruptf("revision record %x is too short", v)
-	}
-	return int64(binary.BigEndian.Uint64(v)), v[writtenLen:], nil
-}
-
 // recordSize is what one version adds to the size of the retained history:
-// its history and revision records, from the lengths of the history key, the
-// record, and the key.
+// its history record and its item of the revision index, from the lengths of the
+// history key, the record, and the key.
 func recordSize(historyKey, rec, key int) int64 {
-	return int64(historyKey) + int64(rec) + revKeyLen + writtenLen + int64(key)
+	return int64(historyKey) + int64(rec) + int64(indexItemSize(key))
 }

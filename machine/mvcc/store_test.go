@@ -1,7 +1,9 @@
 package mvcc
 
 import (
+	"bytes"
 	"context"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +14,9 @@ import (
 
 	"github.com/coteriedb/coterie/storage/engine"
 )
+
+// recordOverhead bounds what a record of the revision index takes beside its items.
+const recordOverhead = 64
 
 // leaseTable is a lease table for tests.
 type leaseTable struct {
@@ -64,7 +69,7 @@ const testCacheBytes = 256 << 20
 
 func (h *harness) open() {
 	h.t.Helper()
-	eng, err := engine.Open(engine.Options{Dir: "db", FS: h.fs, CacheBytes: testCacheBytes, OnFatal: func(err error) { h.t.Error(err) }})
+	eng, err := engine.Open(engine.Options{Dir: "db", Merger: Merger, FS: h.fs, CacheBytes: testCacheBytes, OnFatal: func(err error) { h.t.Error(err) }})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -109,10 +114,10 @@ func (h *harness) apply(fn func()) []RevisionEvents {
 	b := h.eng.NewBatch()
 	h.s.Begin(b)
 	fn()
-	want := b.Len() + h.s.PendingBytes()
+	before, announced := b.Len(), h.s.PendingBytes()
 	h.s.Complete()
-	if b.Len() != want {
-		h.t.Fatalf("the batch has %d bytes, announced were %d", b.Len(), want)
+	if added := b.Len() - before; added < announced/2 || added > announced+(announced/recordBytes+1)*recordOverhead {
+		h.t.Fatalf("completing adds %d bytes to the batch, announced were %d", added, announced)
 	}
 	if err := h.eng.Commit(b); err != nil {
 		h.t.Fatal(err)
@@ -164,16 +169,29 @@ func (h *harness) get(key, end string, rev int64) *pb.RangeResponse {
 	return resp
 }
 
-// storedBytes is the size of history and revision index as stored.
+// storedBytes is the size of the history as stored, and of the revision index as it is counted.
 func (h *harness) storedBytes() int64 {
 	h.t.Helper()
 	var n int64
-	for _, bounds := range [][2][]byte{{historyLower, historyUpper}, {revisionLower, revisionUpper}} {
-		h.each(bounds[0], bounds[1], func(it *pebble.Iterator) {
-			n += int64(len(it.Key()) + len(it.Value()))
-		})
+	h.each(historyLower, historyUpper, func(it *pebble.Iterator) {
+		n += int64(len(it.Key()) + len(it.Value()))
+	})
+	for _, it := range h.items() {
+		n += int64(indexItemSize(len(it.key)))
 	}
 	return n
+}
+
+// items are those of the revision index.
+func (h *harness) items() (all []indexItem) {
+	h.t.Helper()
+	it, err := h.eng.NewIter(revisionLower, revisionUpper)
+	must(h.t, err)
+	must(h.t, eachItem(context.Background(), it, startOfIndex, math.MaxInt64, func(i *indexItem) error {
+		all = append(all, indexItem{i.revision, bytes.Clone(i.key)})
+		return nil
+	}))
+	return all
 }
 
 func (h *harness) each(lower, upper []byte, fn func(*pebble.Iterator)) {

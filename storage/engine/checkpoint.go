@@ -46,6 +46,7 @@ func (e *Engine) Glance(dir string) (*Engine, error) {
 		MustExist:     true,
 		FS:            e.o.FS,
 		Logger:        e.o.Logger,
+		Merger:        e.o.Merger,
 		ReadOnly:      true,
 		CacheBytes:    glanceCacheBytes,
 		MemTableBytes: glanceMemTableBytes,

@@ -3,12 +3,14 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
@@ -75,6 +77,45 @@ func TestCheckpointIsAStoreOfItsOwn(t *testing.T) {
 	}
 	must(t, c.Close())
 	must(t, e.Close())
+}
+
+// lastWins merges as Set does, but for a mark that shows that it was asked.
+var lastWins = &pebble.Merger{Name: "test", Merge: func(_, value []byte) (pebble.ValueMerger, error) {
+	return &markedMerger{append([]byte("merged "), value...)}, nil
+}}
+
+type markedMerger struct{ value []byte }
+
+func (m *markedMerger) MergeNewer(v []byte) error {
+	m.value = append([]byte("merged "), v...)
+	return nil
+}
+func (m *markedMerger) MergeOlder([]byte) error                { return nil }
+func (m *markedMerger) Finish(bool) ([]byte, io.Closer, error) { return m.value, nil, nil }
+
+// TestMergerOfAStore: the merger is that of Options wherever a store is opened, and another is refused.
+func TestMergerOfAStore(t *testing.T) {
+	fs := vfs.NewMem()
+	e := open(t, Options{FS: fs, Merger: lastWins})
+	set(t, e, "k", "old")
+	b := e.NewBatch()
+	must(t, errors.Join(b.Merge([]byte("k"), []byte("new"), nil), e.Commit(b), b.Close()))
+	must(t, e.Checkpoint("copy"))
+	must(t, e.Flush())
+	must(t, e.Close())
+	if _, err := Open(Options{Dir: "engine", FS: fs}); err == nil {
+		t.Fatal("opened without the merger")
+	}
+	e = open(t, Options{FS: fs, Merger: lastWins, ReadOnly: true})
+	must(t, e.MakeWritable())
+	g, err := e.Glance("copy")
+	must(t, err)
+	for name, e := range map[string]*Engine{"the store": e, "its copy": g} {
+		if v, err := e.Get([]byte("k"), nil); err != nil || string(v) != "merged new" || e.Merger() != lastWins {
+			t.Errorf("%s has %q, %v", name, v, err)
+		}
+	}
+	must(t, errors.Join(g.Close(), e.Close()))
 }
 
 func count(t testing.TB, e *Engine, prefix string) int64 {

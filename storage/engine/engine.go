@@ -54,6 +54,9 @@ type Options struct {
 	// MemTableBytes is the size at which a memtable is flushed. It bounds the
 	// part of the raft log that a restart replays.
 	MemTableBytes uint64
+	// Merger says what a Merge in a batch does to a value. A store remembers its name,
+	// and must always be opened with it; nil is Pebble's, which appends.
+	Merger *pebble.Merger
 	// OnFatal is called, possibly more than once and from any goroutine, when
 	// the engine can no longer keep its promises: a write to disk failed or
 	// data on disk is damaged. It must stop the process or the node.
@@ -145,6 +148,7 @@ func (e *Engine) openDB(readOnly bool) (err error) {
 		L0CompactionThreshold: compactSublevels,
 		L0StopWritesThreshold: outOfReach,
 		FormatMajorVersion:    pebble.FormatNewest,
+		Merger:                e.o.Merger,
 		Logger: &logger{z: e.o.Logger, abandon: func(err error) {
 			e.abandon.Do(func() { close(e.abandoned) }) // first: who hears of the error may call Close
 			fatal(err)
@@ -183,6 +187,9 @@ func (e *Engine) MakeWritable() error {
 	}
 	return e.openDB(false)
 }
+
+// Merger is the merger that the engine was opened with.
+func (e *Engine) Merger() *pebble.Merger { return e.o.Merger }
 
 // Writable is closed when the engine takes writes.
 func (e *Engine) Writable() <-chan struct{} { return e.writable }
