@@ -159,7 +159,11 @@ type revisions struct {
 // seek moves to the first item at or after r. It reports false if there is none.
 func (c *revisions) seek(r revision) bool {
 	c.indexItems, c.last = indexItems{}, startOfIndex
-	ok := c.it.SeekGE(appendRevisionKey(nil, r.main, r.sub)) && c.open()
+	if !c.it.SeekGE(appendRevisionKey(nil, r.main, r.sub)) {
+		c.err = c.it.Error()
+		return false
+	}
+	ok := c.open()
 	for ok = ok && c.next(); ok && c.compare(r) < 0; {
 		ok = c.next()
 	}

@@ -7,9 +7,12 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
@@ -283,4 +286,28 @@ func FuzzRevisions(f *testing.F) {
 			t.Fatalf("left are %v (%v), want %v", got, err, items)
 		}
 	})
+}
+
+// TestUnreadableRevisionsAreAnError: what cannot be read does not pass for what is not there.
+func TestUnreadableRevisionsAreAnError(t *testing.T) {
+	var broken atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if broken.Load() && op.Kind == errorfs.OpFileReadAt {
+			return errors.New("unreadable")
+		}
+		return nil
+	}))
+	h := newHarnessOn(t, fs)
+	for i := range 60 {
+		h.put(fmt.Sprintf("%d%s", i%3, strings.Repeat("x", 4<<10)), "")
+	}
+	h.reopen() // which reads the end of the revision index
+	broken.Store(true)
+	defer broken.Store(false)
+	if evs, next, err := h.s.ReadEvents(2, 3, func([]byte) bool { return true }, 1<<20); err == nil {
+		t.Errorf("read %d revisions, then %d", len(evs), next)
+	}
+	if sum, _, _, err := h.s.HashKV(t.Context(), 3); err == nil {
+		t.Errorf("hashed to %x", sum)
+	}
 }
