@@ -24,7 +24,7 @@ var (
 	binary   = flag.String("cluster.binary", "", "the members' binary; built from source when empty")
 	seed     = flag.Uint64("cluster.seed", 1, "seed of the first round: of its faults, its network and its requests")
 	rounds   = flag.Int("cluster.rounds", 2, "how many rounds of faults, each with the next seed")
-	duration = flag.Duration("cluster.duration", 40*time.Second, "about how long a round takes")
+	duration = flag.Duration("cluster.duration", 20*time.Second, "about how long a round takes")
 	keep     = flag.Bool("cluster.keep", false, "keep the members' data and logs also when the test passes")
 	size     = flag.Int("cluster.size", 0, "members of a cluster; 0 is 3 in rounds with an odd seed, and 5 in the others")
 )
