@@ -31,20 +31,16 @@ func leaveRoom() {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
-	setRoom(&room{sample: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}})
+	setRoom(&room{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/gogc:percent"}})
 }
 
 // room is an object that nothing refers to: its finalizer is called after every collection.
-type room struct {
-	sample  []metrics.Sample
-	percent int
-}
+type room [2]metrics.Sample
 
 func setRoom(r *room) {
-	metrics.Read(r.sample)
-	if percent := gcPercent(r.sample[0].Value.Uint64()); percent != r.percent {
+	metrics.Read(r[:])
+	if percent := gcPercent(r[0].Value.Uint64()); uint64(percent) != r[1].Value.Uint64() {
 		debug.SetGCPercent(percent)
-		r.percent = percent
 	}
 	runtime.SetFinalizer(r, setRoom)
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -87,6 +89,41 @@ func BenchmarkRange(b *testing.B) {
 				if _, err := h.s.Range(context.Background(), r); err != nil {
 					b.Fatal(err)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkCompaction takes out the first of two versions of every key, which came in the order of the second ones or in another:
+// the time of an operation is that of one version, without the pauses.
+func BenchmarkCompaction(b *testing.B) {
+	const keys, batch = 100_000, 1000
+	for _, order := range []string{"same", "another"} {
+		b.Run(order, func(b *testing.B) {
+			h := newHarness(b)
+			h.opts = Options{CompactionSleep: time.Nanosecond}
+			h.close()
+			h.open()
+			at := rand.New(rand.NewPCG(1, 1)).Perm(keys)
+			for range b.N {
+				for round := range 2 {
+					for i := 0; i < keys; i += batch {
+						h.apply(func() {
+							for j := i; j < i+batch; j++ {
+								key := j
+								if round == 1 && order == "another" {
+									key = at[j]
+								}
+								_, err := h.s.Put(&pb.PutRequest{Key: benchKey(nil, key)})
+								must(b, err)
+							}
+						})
+					}
+				}
+				must(b, h.eng.Flush())
+				began := time.Now()
+				h.compact(h.s.Revision())
+				b.ReportMetric(float64(time.Since(began).Nanoseconds())/keys, "ns/version")
 			}
 		})
 	}

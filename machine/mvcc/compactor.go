@@ -159,9 +159,11 @@ func (c *compactor) pass(from, to int64) (deleted int64, err error) {
 		return 0, err
 	}
 	next := revision{max(from, 0), 0}
+	var known knownRecords
 	for {
+		known.bound() // here, for they count what the batches have taken out
 		b := c.s.eng.NewBatch()
-		p := passStep{c: c, batch: b, left: make(map[[revKeyLen]byte]int), to: to}
+		p := passStep{c: c, batch: b, known: &known, to: to}
 		next, err = p.run(next)
 		last := next.main > to
 		if err == nil {
@@ -198,8 +200,8 @@ func (c *compactor) pause(read int) bool {
 type passStep struct {
 	c       *compactor
 	batch   *pebble.Batch
-	index   *pebble.Iterator        // over the revision index
-	left    map[[revKeyLen]byte]int // items of its records that the batch takes some of
+	index   *pebble.Iterator // over the revision index
+	known   *knownRecords    // of it
 	to      int64
 	deleted int64
 	freed   int64
@@ -327,37 +329,20 @@ func (p *passStep) delete(hist *pebble.Iterator, main int64, r *record, keyLen i
 	return p.remove(revision{main, r.sub})
 }
 
-// remove takes a version out of the revision index: out of the record that ends at
-// or after it.
+// remove takes a version out of the revision index.
 func (p *passStep) remove(r revision) error {
-	var b [revKeyLen]byte
-	if !p.index.SeekGE(appendRevisionKey(b[:0], r.main, r.sub)) {
-		if err := p.index.Error(); err != nil {
-			return err
-		}
-		return corruptf("the revision index ends before %d/%d, which is in the history", r.main, r.sub)
-	}
-	if _, _, err := splitRevisionKey(p.index.Key()); err != nil {
+	n, read, err := p.known.find(p.index, r)
+	p.read += read
+	if err != nil {
 		return err
 	}
-	key := [revKeyLen]byte(p.index.Key())
-	left, met := p.left[key]
-	if !met {
-		v, err := p.index.ValueAndErr()
-		if err != nil {
-			return err
-		}
-		_, items, err := decodeIndexRecord(v)
-		if err != nil {
-			return err
-		}
-		left = items.left
+	n.left--
+	var b [revKeyLen]byte
+	key := appendRevisionKey(b[:0], n.last.main, n.last.sub)
+	if n.left > 0 {
+		return p.batch.Merge(key, removal(r), nil)
 	}
-	p.left[key] = left - 1
-	if left > 1 {
-		return p.batch.Merge(key[:], removal(r), nil)
-	}
-	return p.batch.Delete(key[:], nil)
+	return p.batch.Delete(key, nil)
 }
 
 // commit commits the batch, with what the compactor keeps of itself.

@@ -34,7 +34,7 @@ type Importer struct {
 
 // NewImporter returns an importer that writes through the functions.
 func NewImporter(newBatch func() *pebble.Batch, commit func(*pebble.Batch) error) *Importer {
-	return &Importer{newBatch: newBatch, commit: commit, current: make(map[string]*record)}
+	return &Importer{newBatch: newBatch, commit: commit, current: make(map[string]*record), indexed: newIndexWriter()}
 }
 
 // Add adds one version. They come in the order in which they were made. The

@@ -396,6 +396,7 @@ func TestModel(t *testing.T) {
 				harness: newHarness(t), rng: rand.New(rand.NewPCG(seed, 3)),
 				m: model{rev: 1, compact: noCompaction}, keys: []int{8, 40, 300}[seed%3],
 			}
+			r.smallRecords(seed)
 			for r.ops < 1200 {
 				r.batch()
 				for range r.rng.IntN(4) {
@@ -431,6 +432,7 @@ func TestCrash(t *testing.T) {
 				harness: newHarnessOn(t, fs), rng: rand.New(rand.NewPCG(seed, 4)),
 				m: model{rev: 1, compact: noCompaction}, keys: 30,
 			}
+			r.smallRecords(seed)
 			for range 5 {
 				for range 10 + r.rng.IntN(40) {
 					r.batch()

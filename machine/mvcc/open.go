@@ -51,6 +51,7 @@ func Open(eng *engine.Engine, leases Leases, o Options) (*Store, error) {
 		return nil, err
 	}
 	s.w.rev, s.w.base = m.rev, m.rev
+	s.w.indexed = newIndexWriter()
 	s.w.compact = m.scheduled
 	s.w.written = m.written
 	s.written.Store(m.written)

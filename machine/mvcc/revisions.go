@@ -52,7 +52,7 @@ type indexItem struct {
 	key []byte
 }
 
-// indexItemSize bounds what the item of a key takes, but for revisions far apart.
+// indexItemSize is about what the item of a key takes.
 func indexItemSize(key int) int { return key + 6 }
 
 // appendIndexItem appends the item that follows one of the revision before.
@@ -113,10 +113,13 @@ func decodeIndexRecord(v []byte) (written int64, items indexItems, err error) {
 
 // indexWriter collects items, and adds them to a batch as records.
 type indexWriter struct {
+	limit int // recordBytes, but for tests
 	b     []byte
 	items int
 	last  revision
 }
+
+func newIndexWriter() indexWriter { return indexWriter{limit: recordBytes} }
 
 // add takes the next item. written is what goes into a record that it fills.
 func (w *indexWriter) add(batch *pebble.Batch, it *indexItem, written int64) {
@@ -127,7 +130,7 @@ func (w *indexWriter) add(batch *pebble.Batch, it *indexItem, written int64) {
 	w.b = appendIndexItem(w.b, w.last.main, it)
 	w.last = it.revision
 	w.items++
-	if len(w.b) >= recordBytes {
+	if len(w.b) >= w.limit {
 		w.finish(batch, written)
 	}
 }
@@ -143,6 +146,9 @@ func (w *indexWriter) finish(batch *pebble.Batch, written int64) {
 	copy(op.Value, w.b)
 	finish(op)
 	w.items = 0
+	if cap(w.b) > 4*recordBytes { // a long key
+		w.b = nil
+	}
 }
 
 // revisions goes through the items of the revision index. The memory of an item is
@@ -156,9 +162,9 @@ type revisions struct {
 	after, last revision
 }
 
-// seek moves to the first item at or after r. It reports false if there is none.
+// seek, called first and once, moves to the first item at or after r. It reports
+// false if there is none.
 func (c *revisions) seek(r revision) bool {
-	c.indexItems, c.last = indexItems{}, startOfIndex
 	if !c.it.SeekGE(appendRevisionKey(nil, r.main, r.sub)) {
 		c.err = c.it.Error()
 		return false
@@ -234,7 +240,7 @@ func appendRemoval(dst []byte, r revision) []byte {
 var Merger = &pebble.Merger{
 	Name: "coterie.mvcc.2",
 	Merge: func(key, value []byte) (pebble.ValueMerger, error) {
-		m := &indexMerger{}
+		m := &indexMerger{} // with an error, too: Pebble goes on with it where it reads backwards
 		return m, m.add(value)
 	},
 }
@@ -307,4 +313,63 @@ func without(record []byte, gone []revision) ([]byte, error) {
 		before = items.main
 		n++
 	}
+}
+
+// knownRecords are what a pass of the compactor remembers of the records that it has
+// taken versions out of, in order. It alone changes them meanwhile. To read a record again for
+// each of its versions, and have what was taken out before applied to it each
+// time, is ten times the work of all the rest.
+type knownRecords []knownRecord
+
+type knownRecord struct {
+	first, last revision // its first item when it was read, and its key
+	left        int      // items, those to go with the batch in progress not counted
+}
+
+// maxKnownRecords bounds the memory of a pass: a megabyte.
+const maxKnownRecords = 16 << 10
+
+// bound forgets all if that is too much.
+func (k *knownRecords) bound() {
+	if len(*k) > maxKnownRecords {
+		*k = nil
+	}
+}
+
+// find returns the record that has the version r. If it is not known it is read by
+// an iterator over the revision index; read is its length then.
+func (k *knownRecords) find(index *pebble.Iterator, r revision) (n *knownRecord, read int, err error) {
+	at, _ := slices.BinarySearchFunc(*k, r, func(n knownRecord, r revision) int { return n.last.compare(r) })
+	if at < len(*k) && (*k)[at].first.compare(r) <= 0 {
+		n = &(*k)[at]
+		if n.left == 0 {
+			return nil, 0, corruptf("version %d/%d is taken out of a record of the revision index that has none any more", r.main, r.sub)
+		}
+		return n, 0, nil
+	}
+	c := revisions{it: index}
+	if !c.seek(r) || c.revision != r {
+		if c.err == nil {
+			c.err = corruptf("the revision index lacks %d/%d, which is in the history", r.main, r.sub)
+		}
+		return nil, 0, c.err
+	}
+	v, err := index.ValueAndErr()
+	if err != nil {
+		return nil, 0, err
+	}
+	_, items, err := decodeIndexRecord(v)
+	if err != nil {
+		return nil, 0, err
+	}
+	met := knownRecord{last: c.last, left: items.left}
+	if _, err := items.next(); err != nil {
+		return nil, 0, err
+	}
+	met.first = items.revision
+	if met.left == 1 { // it goes, and nothing more is asked of it
+		return &met, len(v), nil
+	}
+	*k = slices.Insert(*k, at, met)
+	return &(*k)[at], len(v), nil
 }

@@ -178,7 +178,7 @@ func TestRevisionsAcrossRecords(t *testing.T) {
 		func(i int) bool { return i > 25 },
 	} {
 		b := h.eng.NewBatch()
-		p := passStep{batch: b, left: make(map[[revKeyLen]byte]int)}
+		p := passStep{batch: b, known: &knownRecords{}}
 		var err error
 		p.index, err = h.eng.NewIter(revisionLower, revisionUpper)
 		must(t, err)
@@ -222,8 +222,8 @@ func TestCompactionShrinksTheRevisionIndex(t *testing.T) {
 	h.checkSize()
 }
 
-// TestOpenRefusesAnIndexOutOfOrder: a record whose items are not between its neighbours' is damage, whoever reads it.
-func TestOpenRefusesAnIndexOutOfOrder(t *testing.T) {
+// TestRevisionsOutOfOrderAreRefused: a record whose items are not between its neighbours' is damage, whoever reads it.
+func TestRevisionsOutOfOrderAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		key  revision
@@ -286,6 +286,56 @@ func FuzzRevisions(f *testing.F) {
 			t.Fatalf("left are %v (%v), want %v", got, err, items)
 		}
 	})
+}
+
+// TestLongKeyFillsARecord: the bytes written are known also when the last version of a batch fills its record.
+func TestLongKeyFillsARecord(t *testing.T) {
+	h := newHarness(t)
+	h.put("a", "1")
+	h.put(strings.Repeat("k", recordBytes), "2")
+	h.reopen()
+	h.checkSize()
+	if h.s.w.indexed.b != nil && cap(h.s.w.indexed.b) > 4*recordBytes {
+		t.Errorf("%d bytes are kept", cap(h.s.w.indexed.b))
+	}
+}
+
+// TestNoVersionIsTakenOutTwice: what the revision index does not have, or not any more, is not taken for another version of its record.
+func TestNoVersionIsTakenOutTwice(t *testing.T) {
+	h := newHarness(t)
+	h.apply(func() {
+		for i := range 3 {
+			_, err := h.s.Put(&pb.PutRequest{Key: fmt.Append(nil, i)})
+			must(t, err)
+		}
+	})
+	var known knownRecords
+	for _, c := range []struct {
+		gone []revision
+		ok   bool
+	}{
+		{[]revision{{3, 1}}, false},
+		{[]revision{{5, 0}}, false},
+		{[]revision{{2, 0}, {3, 0}, {4, 0}, {4, 0}}, false},
+		{[]revision{{4, 0}, {2, 0}, {3, 0}}, true},
+	} {
+		known = nil
+		b := h.eng.NewBatch()
+		p := passStep{batch: b, known: &known}
+		var err error
+		p.index, err = h.eng.NewIter(revisionLower, revisionUpper)
+		must(t, err)
+		for _, r := range c.gone {
+			err = errors.Join(err, p.remove(r))
+		}
+		if c.ok && err != nil || !c.ok && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%v: %v", c.gone, err)
+		}
+		if c.ok && p.read == 0 {
+			t.Error("nothing was read")
+		}
+		must(t, errors.Join(p.index.Close(), b.Close()))
+	}
 }
 
 // TestUnreadableRevisionsAreAnError: what cannot be read does not pass for what is not there.

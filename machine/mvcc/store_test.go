@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"math"
 	"slices"
@@ -47,6 +48,8 @@ type harness struct {
 	eng    *engine.Engine
 	s      *Store
 	opts   Options
+	// recordBytes, if set, is in the place of the constant.
+	recordBytes int
 }
 
 func newHarness(t testing.TB, leases ...int64) *harness {
@@ -63,6 +66,14 @@ func newHarnessOn(t testing.TB, fs vfs.FS, leases ...int64) *harness {
 	return h
 }
 
+// smallRecords has every second seed divide its batches into records of a few versions.
+func (h *harness) smallRecords(seed uint64) {
+	if seed%2 == 1 {
+		h.recordBytes = 48
+		h.s.w.indexed.limit = h.recordBytes
+	}
+}
+
 // testCacheBytes leaves room for blocks beside the memtables, which the engine
 // accounts to its cache.
 const testCacheBytes = 256 << 20
@@ -76,6 +87,9 @@ func (h *harness) open() {
 	s, err := Open(eng, h.leases, h.opts)
 	if err != nil {
 		h.t.Fatal(err, eng.Close())
+	}
+	if h.recordBytes > 0 {
+		s.w.indexed.limit = h.recordBytes
 	}
 	h.eng, h.s = eng, s
 }
@@ -116,7 +130,8 @@ func (h *harness) apply(fn func()) []RevisionEvents {
 	fn()
 	before, announced := b.Len(), h.s.PendingBytes()
 	h.s.Complete()
-	if added := b.Len() - before; added < announced/2 || added > announced+(announced/recordBytes+1)*recordOverhead {
+	records := announced/(cmp.Or(h.recordBytes, recordBytes)-indexHeadLen) + 1
+	if added := b.Len() - before; added < announced/2 || added > announced+records*recordOverhead {
 		h.t.Fatalf("completing adds %d bytes to the batch, announced were %d", added, announced)
 	}
 	if err := h.eng.Commit(b); err != nil {
