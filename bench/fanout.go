@@ -111,7 +111,8 @@ func (l *fanoutLoad) Prepare(ctx context.Context, pool *Pool) error {
 		}
 		g.Go(func() error {
 			if pool.light != nil {
-				err := openLightWatch(opening, pool.lightConn(i), w, func(value []byte) { l.event(value, time.Now(), i) }, l.ended(ctx))
+				conn := pool.lightConn(i)
+				err := openLightWatch(opening, conn, w, func(value []byte) { l.event(value, conn.Arrived(), i) }, l.ended(ctx))
 				if err == nil {
 					l.alive.Add(1)
 				}

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
@@ -63,6 +64,7 @@ type Conn struct {
 	requests requestHeaders
 
 	// Used by the reading goroutine alone.
+	arrived  time.Time // what is being read
 	answers  answerHeaders
 	consumed int
 	block    []byte // of a header block that has not come completely
@@ -141,6 +143,9 @@ func newConn(nc net.Conn, scheme, authority string, metadata map[string]string) 
 	c.wake <- struct{}{}
 	return c
 }
+
+// Arrived tells a call's functions when what they are called for was read from the socket: all of one read has the same time.
+func (c *Conn) Arrived() time.Time { return c.arrived }
 
 // Close closes the connection, ends all calls with Canceled and waits for its goroutines. It must not be called from
 // within a call's functions.
@@ -251,6 +256,7 @@ func (c *Conn) readFrames() error {
 			return status.Errorf(codes.Unavailable, "reading from the server: %v", err)
 		}
 		have += n
+		c.arrived = time.Now()
 		c.setReading(true)
 		rest, err := c.frames(buf[:have])
 		c.setReading(false)

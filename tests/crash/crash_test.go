@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	rounds = flag.Int("crash.rounds", 200, "how often to kill the server")
+	rounds = flag.Int("crash.rounds", 100, "how often to kill the server")
 	seed   = flag.Uint64("crash.seed", 1, "seed of the load and of the moments of the kills")
 )
 
