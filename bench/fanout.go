@@ -66,14 +66,16 @@ type fanoutLoad struct {
 
 // fannedOut is a put under way whose client awaits its events.
 type fannedOut struct {
+	of    uint32 // the client
 	stamp int64
 	left  atomic.Int64 // events and the answer, which have yet to come
 	ended atomic.Bool
 	over  func(error) // called once, by end
 }
 
-func (p *fannedOut) one() {
-	if p.left.Add(-1) == 0 {
+// some is called when so many of what has yet to come have.
+func (p *fannedOut) some(n int64) {
+	if p.left.Add(-n) == 0 {
 		p.end(nil)
 	}
 }
@@ -111,8 +113,9 @@ func (l *fanoutLoad) Prepare(ctx context.Context, pool *Pool) error {
 		}
 		g.Go(func() error {
 			if pool.light != nil {
-				conn := pool.lightConn(i)
-				err := openLightWatch(opening, conn, w, func(value []byte) { l.event(value, conn.Arrived(), i) }, l.ended(ctx))
+				conn, r := pool.lightConn(i), &receiver{l: l, shard: i}
+				conn.Handled(r.settle)
+				err := openLightWatch(opening, conn, w, func(value []byte) { r.event(value, conn.Arrived()) }, l.ended(ctx))
 				if err == nil {
 					l.alive.Add(1)
 				}
@@ -145,6 +148,7 @@ func (l *fanoutLoad) ended(ctx context.Context) func(error) {
 }
 
 func (l *fanoutLoad) receive(stream pb.Watch_WatchClient, shard int, ended func(error)) {
+	r := &receiver{l: l, shard: shard}
 	for {
 		resp, err := stream.Recv()
 		if err == nil && resp.Canceled {
@@ -156,13 +160,31 @@ func (l *fanoutLoad) receive(stream pb.Watch_WatchClient, shard int, ended func(
 		}
 		at := time.Now()
 		for _, ev := range resp.Events {
-			l.event(ev.Kv.GetValue(), at, shard)
+			r.event(ev.Kv.GetValue(), at)
 		}
+		r.settle()
 	}
 }
 
-// event counts what a watcher was told.
-func (l *fanoutLoad) event(value []byte, at time.Time, shard int) {
+// receiver counts what the watchers of a stream are told. What all streams share it touches once for many events: otherwise
+// the processors of this machine would hand it to each other for every single one.
+type receiver struct {
+	l         *fanoutLoad
+	shard     int
+	delivered int64
+	last      int64 // when
+	puts      []received
+}
+
+// received says how many events of a put have come.
+type received struct {
+	put *fannedOut
+	n   int64
+}
+
+// event counts an event.
+func (r *receiver) event(value []byte, at time.Time) {
+	l := r.l
 	if len(value) < stampBytes+clientBytes {
 		return // a deletion, or someone else's key
 	}
@@ -171,18 +193,34 @@ func (l *fanoutLoad) event(value []byte, at time.Time, shard int) {
 		return // someone else's
 	}
 	if stamp >= l.from.Load() {
-		l.recorder.succeed(shard, 0, at, time.Duration(now-stamp), 0)
-		l.last.Store(now)
-		l.delivered.Add(1)
-		l.signal()
+		l.recorder.succeed(r.shard, 0, at, time.Duration(now-stamp), 0)
+		r.last = now
+		r.delivered++
 	}
 	client := binary.BigEndian.Uint32(value[stampBytes:])
 	if client >= uint32(len(l.awaited)) {
 		return
 	}
-	if put := l.awaited[client].Load(); put != nil && put.stamp == stamp {
-		put.one()
+	if n := len(r.puts); n > 0 && r.puts[n-1].put.of == client && r.puts[n-1].put.stamp == stamp {
+		r.puts[n-1].n++
+	} else if put := l.awaited[client].Load(); put != nil && put.stamp == stamp {
+		r.puts = append(r.puts, received{put, 1})
 	}
+}
+
+// settle hands on what was counted.
+func (r *receiver) settle() {
+	if r.delivered > 0 {
+		r.l.last.Store(r.last)
+		r.l.delivered.Add(r.delivered)
+		r.delivered = 0
+		r.l.signal()
+	}
+	for _, p := range r.puts {
+		p.put.some(p.n)
+	}
+	clear(r.puts)
+	r.puts = r.puts[:0]
 }
 
 func (l *fanoutLoad) signal() {
@@ -209,7 +247,7 @@ func (l *fanoutLoad) stamp(due time.Time) int64 { return int64(due.Sub(l.epoch))
 // begin registers the put of client i that was due. over is called when it has ended: with its answer, or when its events
 // have come too if they are awaited. A put that fails is to be ended by the caller.
 func (l *fanoutLoad) begin(i int, due time.Time, over func(error)) *fannedOut {
-	put := &fannedOut{stamp: l.stamp(due), over: over}
+	put := &fannedOut{of: uint32(i), stamp: l.stamp(due), over: over}
 	put.left.Store(1)
 	if l.opts.Await {
 		put.left.Store(int64(l.opts.Watchers) + 1)
@@ -246,7 +284,7 @@ func (l *fanoutLoad) Client(i int) Operation {
 			put.end(err)
 		} else {
 			l.answered(due)
-			put.one()
+			put.some(1)
 		}
 		return Outcome{}, <-over
 	}
@@ -267,7 +305,7 @@ func (l *fanoutLoad) Start(i int) Start {
 				return
 			}
 			l.answered(due)
-			put.one()
+			put.some(1)
 		})
 	}
 }

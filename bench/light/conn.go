@@ -62,6 +62,7 @@ type Conn struct {
 	window   int64 // bytes that the server lets the connection send
 	peer     peerSettings
 	requests requestHeaders
+	handled  []func() // called when a read has been handled
 
 	// Used by the reading goroutine alone.
 	arrived  time.Time // what is being read
@@ -146,6 +147,13 @@ func newConn(nc net.Conn, scheme, authority string, metadata map[string]string) 
 
 // Arrived tells a call's functions when what they are called for was read from the socket: all of one read has the same time.
 func (c *Conn) Arrived() time.Time { return c.arrived }
+
+// Handled has f called whenever all of a read has been handled, for what is better done once for many answers.
+func (c *Conn) Handled(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.handled = append(c.handled, f)
+}
 
 // Close closes the connection, ends all calls with Canceled and waits for its goroutines. It must not be called from
 // within a call's functions.
@@ -257,8 +265,11 @@ func (c *Conn) readFrames() error {
 		}
 		have += n
 		c.arrived = time.Now()
-		c.setReading(true)
+		handled := c.setReading(true)
 		rest, err := c.frames(buf[:have])
+		for _, f := range handled {
+			f()
+		}
 		c.setReading(false)
 		if err != nil {
 			return status.Errorf(codes.Unavailable, "from the server: %v", err)
@@ -268,11 +279,14 @@ func (c *Conn) readFrames() error {
 }
 
 // setReading says whether the reader is at work. When it has done it, what it has caused to be written is.
-func (c *Conn) setReading(reading bool) {
+// It returns whom to tell when a read has been handled.
+func (c *Conn) setReading(reading bool) []func() {
 	c.mu.Lock()
 	c.reading = reading
+	handled := c.handled
 	c.mu.Unlock()
 	if !reading {
 		c.written()
 	}
+	return handled
 }
