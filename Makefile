@@ -57,7 +57,7 @@ soak: ## use a cluster for FOR (10m), kill its members, and look for what grows;
 nightly: ## run sim, fuzz, stress, faults and soak, each for its time, some five hours in all, and summarize (needs root)
 	scripts/nightly
 
-bench: ## measure against etcd, ROWS of "part: load" (all), and write docs/benchmarks.md (about 55 minutes)
+bench: ## measure against etcd, ROWS of "part: load" (all), and write docs/benchmarks.md (about 40 minutes)
 	go run ./bench/compare --rows '$(ROWS)' --page docs/benchmarks.md
 	@[ '$(ROWS)' != . ] || go run ./bench/compare --parts catch-up --duration 20s --page docs/benchmarks.md
 
