@@ -239,7 +239,7 @@ func (p *passStep) run(next revision) (cont revision, err error) {
 		}
 		return p.revision(item, hist)
 	})
-	if errors.Is(err, errEnough) {
+	if err == errEnough {
 		err = nil
 	}
 	return cont, err

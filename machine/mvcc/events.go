@@ -58,7 +58,7 @@ func (s *Store) ReadEvents(from, to int64, match func(key []byte) bool, maxBytes
 		return nil
 	})
 	switch {
-	case errors.Is(err, errEnough):
+	case err == errEnough:
 		return evs, next + 1, nil
 	case err != nil:
 		return nil, from, err

@@ -376,6 +376,7 @@ func TestImageWithALongTail(t *testing.T) {
 			}
 		}
 	})
+	h.opts.CompactionBatchLimit = compactBatch
 	h.reopen()
 	h.checkIndex()
 	h.compact(h.s.Revision())

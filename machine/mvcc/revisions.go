@@ -211,9 +211,14 @@ func (c *revisions) open() bool {
 }
 
 // eachItem calls fn with the items from from on, up to the revision to, and closes
-// the iterator.
+// the iterator. It returns errEnough itself if fn does, unless something else has
+// gone wrong.
 func eachItem(ctx context.Context, it *pebble.Iterator, from revision, to int64, fn func(*indexItem) error) (err error) {
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer func() {
+		if failed := it.Close(); failed != nil {
+			err = errors.Join(err, failed)
+		}
+	}()
 	c := revisions{it: it}
 	n := 0
 	for ok := c.seek(from); ok && c.main <= to; ok = c.next() {

@@ -170,7 +170,7 @@ func (h *harness) wait(done <-chan struct{}) {
 	h.t.Helper()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		h.t.Fatal("compaction does not end")
 	}
 }
