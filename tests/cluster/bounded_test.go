@@ -116,8 +116,9 @@ func TestAbsentMember(t *testing.T) {
 // interrupt kills a member that has just started, and starts it again, again and again: each time a moment later on the
 // way from its start to the end of the snapshot that it receives.
 func interrupt(ctx context.Context, c *target.Cluster, i int, r *rand.Rand) error {
-	for n := range 10 {
-		if err := last(ctx, time.Duration(n*150)*time.Millisecond+time.Duration(r.Int64N(int64(150*time.Millisecond)))); err != nil {
+	const step = 250 * time.Millisecond
+	for n := range time.Duration(6) {
+		if err := last(ctx, n*step+time.Duration(r.Int64N(int64(step)))); err != nil {
 			return err
 		}
 		if err := c.Kill(i); err != nil {
