@@ -29,10 +29,10 @@ const sector = 512
 // whatever a seed draws, by sectors. The names in a directory are synced with the
 // directory alone; of those changed since, a crash leaves the first few.
 //
-// Files of an engine are removed by a goroutine that nobody waits for. That such a
-// removal is durable, a crash leaves only if it was synced, or made, at a later time than
-// it: else what is on the disk would depend on which goroutine came first, and a seed
-// would not be a run.
+// Files of an engine are removed by a goroutine that nobody waits for. Such a removal
+// outlasts a crash only if a sync, or the crash, came at a later time than it: else what
+// is on the disk would depend on which goroutine came first, and a seed would not be
+// a run. It is no operation that a crash can come with.
 //
 // Every other change counts as an operation, and a crash can be ordered to come with
 // one of them, which may then be half done. The process that used the disk can go

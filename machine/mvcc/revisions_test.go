@@ -14,6 +14,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/coteriedb/coterie/storage/engine"
 )
 
 // encodeIndex is a record of items.
@@ -117,6 +119,17 @@ func TestMergerRefusesDamage(t *testing.T) {
 			t.Errorf("%x: %v", operands, err)
 		}
 	}
+}
+
+// TestOpenNeedsTheMerger: with another one, what compaction takes out would be appended to the records.
+func TestOpenNeedsTheMerger(t *testing.T) {
+	eng, err := engine.Open(engine.Options{Dir: "db", FS: vfs.NewMem()})
+	must(t, err)
+	if s, err := Open(eng, nil, Options{}); err == nil {
+		s.Close()
+		t.Error("opened without it")
+	}
+	must(t, eng.Close())
 }
 
 // TestRevisionsAcrossRecords reads the revision index from every version of batches that take several records each, and then while
