@@ -66,7 +66,6 @@ type fanoutLoad struct {
 
 // fannedOut is a put under way whose client awaits its events.
 type fannedOut struct {
-	of    uint32 // the client
 	stamp int64
 	left  atomic.Int64 // events and the answer, which have yet to come
 	ended atomic.Bool
@@ -114,8 +113,8 @@ func (l *fanoutLoad) Prepare(ctx context.Context, pool *Pool) error {
 		g.Go(func() error {
 			if pool.light != nil {
 				conn, r := pool.lightConn(i), &receiver{l: l, shard: i}
-				conn.Handled(r.settle)
-				err := openLightWatch(opening, conn, w, func(value []byte) { r.event(value, conn.Arrived()) }, l.ended(ctx))
+				conn.Handled(func() { r.settle(conn.Arrived()) })
+				err := openLightWatch(opening, conn, w, r.event, l.ended(ctx))
 				if err == nil {
 					l.alive.Add(1)
 				}
@@ -160,67 +159,65 @@ func (l *fanoutLoad) receive(stream pb.Watch_WatchClient, shard int, ended func(
 		}
 		at := time.Now()
 		for _, ev := range resp.Events {
-			r.event(ev.Kv.GetValue(), at)
+			r.event(ev.Kv.GetValue())
 		}
-		r.settle()
+		r.settle(at)
 	}
 }
 
-// receiver counts what the watchers of a stream are told. What all streams share it touches once for many events: otherwise
-// the processors of this machine would hand it to each other for every single one.
+// receiver counts what the watchers of a stream are told. What comes at one time has one latency, and what all streams
+// share is touched once for it: otherwise the processors of this machine would hand it to each other for every event.
 type receiver struct {
-	l         *fanoutLoad
-	shard     int
-	delivered int64
-	last      int64 // when
-	puts      []received
+	l     *fanoutLoad
+	shard int
+	puts  []received // what came since settle
 }
 
 // received says how many events of a put have come.
 type received struct {
-	put *fannedOut
-	n   int64
+	stamp  int64
+	client uint32
+	n      int64
 }
 
 // event counts an event.
-func (r *receiver) event(value []byte, at time.Time) {
-	l := r.l
+func (r *receiver) event(value []byte) {
 	if len(value) < stampBytes+clientBytes {
 		return // a deletion, or someone else's key
 	}
-	stamp, now := int64(binary.BigEndian.Uint64(value)), int64(at.Sub(l.epoch))
-	if stamp > now {
-		return // someone else's
-	}
-	if stamp >= l.from.Load() {
-		l.recorder.succeed(r.shard, 0, at, time.Duration(now-stamp), 0)
-		r.last = now
-		r.delivered++
-	}
-	client := binary.BigEndian.Uint32(value[stampBytes:])
-	if client >= uint32(len(l.awaited)) {
+	stamp, client := int64(binary.BigEndian.Uint64(value)), binary.BigEndian.Uint32(value[stampBytes:])
+	if n := len(r.puts); n > 0 && r.puts[n-1].client == client && r.puts[n-1].stamp == stamp {
+		r.puts[n-1].n++
 		return
 	}
-	if n := len(r.puts); n > 0 && r.puts[n-1].put.of == client && r.puts[n-1].put.stamp == stamp {
-		r.puts[n-1].n++
-	} else if put := l.awaited[client].Load(); put != nil && put.stamp == stamp {
-		r.puts = append(r.puts, received{put, 1})
-	}
+	r.puts = append(r.puts, received{stamp, client, 1})
 }
 
-// settle hands on what was counted.
-func (r *receiver) settle() {
-	if r.delivered > 0 {
-		r.l.last.Store(r.last)
-		r.l.delivered.Add(r.delivered)
-		r.delivered = 0
-		r.l.signal()
-	}
+// settle hands on what was counted, all of which came at one time.
+func (r *receiver) settle(at time.Time) {
+	l := r.l
+	now, delivered := l.stamp(at), int64(0)
 	for _, p := range r.puts {
-		p.put.some(p.n)
+		if p.stamp > now {
+			continue // someone else's
+		}
+		if p.stamp >= l.from.Load() {
+			l.recorder.succeedAll(r.shard, 0, p.n, at, time.Duration(now-p.stamp))
+			delivered += p.n
+		}
+		if p.client >= uint32(len(l.awaited)) {
+			continue
+		}
+		if put := l.awaited[p.client].Load(); put != nil && put.stamp == p.stamp {
+			put.some(p.n)
+		}
 	}
-	clear(r.puts)
 	r.puts = r.puts[:0]
+	if delivered > 0 {
+		l.last.Store(now)
+		l.delivered.Add(delivered)
+		l.signal()
+	}
 }
 
 func (l *fanoutLoad) signal() {
@@ -247,7 +244,7 @@ func (l *fanoutLoad) stamp(due time.Time) int64 { return int64(due.Sub(l.epoch))
 // begin registers the put of client i that was due. over is called when it has ended: with its answer, or when its events
 // have come too if they are awaited. A put that fails is to be ended by the caller.
 func (l *fanoutLoad) begin(i int, due time.Time, over func(error)) *fannedOut {
-	put := &fannedOut{of: uint32(i), stamp: l.stamp(due), over: over}
+	put := &fannedOut{stamp: l.stamp(due), over: over}
 	put.left.Store(1)
 	if l.opts.Await {
 		put.left.Store(int64(l.opts.Watchers) + 1)

@@ -10,7 +10,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/bench/light"
@@ -150,14 +149,16 @@ func (l *leaseLoad) Start(i int) Start {
 
 func checkKeepAlive(answer []byte, id int64) error {
 	var gotID, ttl int64
-	each(answer, func(field protowire.Number, number uint64, _ []byte) {
+	for len(answer) > 0 {
+		field, v, n := consume(answer)
+		answer = answer[n:]
 		switch field {
 		case 2:
-			gotID = int64(number)
+			gotID = int64(v.number)
 		case 3:
-			ttl = int64(number)
+			ttl = int64(v.number)
 		}
-	})
+	}
 	if gotID != id || ttl <= 0 {
 		return fmt.Errorf("%w: lease %x was answered with lease %x, time to live %d", errWrongAnswer, id, gotID, ttl)
 	}

@@ -27,9 +27,9 @@ func newHistogram() *hdrhistogram.Histogram {
 	return hdrhistogram.New(int64(histogramUnit), int64(histogramMax), histogramDigits)
 }
 
-func recordInto(h *hdrhistogram.Histogram, d time.Duration) {
+func recordInto(h *hdrhistogram.Histogram, d time.Duration, n int64) {
 	// The value is within the histogram's range, so recording it cannot fail.
-	_ = h.RecordValue(int64(min(max(d, histogramUnit), histogramMax)))
+	_ = h.RecordValues(int64(min(max(d, histogramUnit), histogramMax)), n)
 }
 
 // recorder collects outcomes from many goroutines. Clients share its shards, a lock each, which are
@@ -89,14 +89,23 @@ func (r *recorder) succeed(client, kind int, at time.Time, latency, service time
 	} else {
 		s.record(kind, latency, service)
 	}
-	s.end(at)
+	s.end(at, 1)
+}
+
+// succeedAll counts n of a closed loop that ended well at the same time, and took the same time. They are not held.
+func (r *recorder) succeedAll(client, kind int, n int64, at time.Time, latency time.Duration) {
+	s := &r.shards[client%len(r.shards)]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	recordInto(s.latency[kind], latency, n)
+	s.end(at, n)
 }
 
 // record notes how long a request took; the caller holds s.mu.
 func (s *shard) record(kind int, latency, service time.Duration) {
-	recordInto(s.latency[kind], latency)
+	recordInto(s.latency[kind], latency, 1)
 	if s.service != nil {
-		recordInto(s.service[kind], service)
+		recordInto(s.service[kind], service, 1)
 	}
 }
 
@@ -132,14 +141,14 @@ func (r *recorder) setAside() (n int64) {
 func (r *recorder) fail(client int, at time.Time, err error) {
 	s := &r.shards[client%len(r.shards)]
 	s.mu.Lock()
-	s.end(at)
+	s.end(at, 1)
 	s.mu.Unlock()
 	r.errors.add(err)
 }
 
-// end counts a request; the caller holds s.mu.
-func (s *shard) end(at time.Time) {
-	s.done++
+// end counts n requests; the caller holds s.mu.
+func (s *shard) end(at time.Time, n int64) {
+	s.done += n
 	if at.After(s.last) {
 		s.last = at
 	}

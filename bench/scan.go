@@ -14,49 +14,57 @@ type scanned struct {
 
 // scan reads an answer. What cannot be read is taken as not there, so that a check fails.
 func scan(b []byte) (s scanned) {
-	each(b, func(field protowire.Number, number uint64, content []byte) {
+	for len(b) > 0 {
+		field, v, n := consume(b)
+		b = b[n:]
 		switch {
-		case field == 1 && content != nil:
-			each(content, func(field protowire.Number, number uint64, _ []byte) {
+		case field == 1 && v.content != nil:
+			for header := v.content; len(header) > 0; {
+				field, v, n := consume(header)
+				header = header[n:]
 				if field == 3 {
-					s.revision = int64(number)
+					s.revision = int64(v.number)
 				}
-			})
-		case field == 2 && content != nil:
+			}
+		case field == 2 && v.content != nil:
 			s.items++
 		case field == 2:
-			s.succeeded = number != 0
+			s.succeeded = v.number != 0
 		case field == 4:
-			s.count = int64(number)
+			s.count = int64(v.number)
 		}
-	})
+	}
 	return s
 }
 
-// each calls f with every field of a message, until one cannot be read. content is nil for a field that is a number.
-func each(b []byte, f func(field protowire.Number, number uint64, content []byte)) {
-	for len(b) > 0 {
-		field, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return
+// value is a field's: content, or number if that is nil.
+type value struct {
+	number  uint64
+	content []byte
+}
+
+// consume reads the field that b begins with, and of how many bytes it is. All that follows what cannot be read is field 0.
+// (An iterator would be nicer to use. This takes half of the generator's time for an event.)
+func consume(b []byte) (field protowire.Number, v value, length int) {
+	field, kind, length := protowire.Number(b[0]>>3), protowire.Type(b[0]&7), 1
+	if b[0] >= 0x80 || field == 0 { // not the one byte that nearly all take
+		if field, kind, length = protowire.ConsumeTag(b); length < 0 {
+			return 0, value{}, len(b)
 		}
-		b = b[n:]
-		var number uint64
-		var content []byte
-		switch kind {
-		case protowire.VarintType:
-			number, n = protowire.ConsumeVarint(b)
-		case protowire.BytesType:
-			if content, n = protowire.ConsumeBytes(b); content == nil {
-				content = []byte{}
-			}
-		default:
-			n = protowire.ConsumeFieldValue(field, kind, b)
-		}
-		if n < 0 {
-			return
-		}
-		f(field, number, content)
-		b = b[n:]
 	}
+	var n int
+	switch kind {
+	case protowire.VarintType:
+		v.number, n = protowire.ConsumeVarint(b[length:])
+	case protowire.BytesType:
+		if v.content, n = protowire.ConsumeBytes(b[length:]); v.content == nil {
+			v.content = []byte{}
+		}
+	default:
+		n = protowire.ConsumeFieldValue(field, kind, b[length:])
+	}
+	if n < 0 {
+		return 0, value{}, len(b)
+	}
+	return field, v, length + n
 }

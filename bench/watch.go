@@ -7,7 +7,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/bench/light"
@@ -110,35 +109,45 @@ func openLightWatch(ctx context.Context, conn *light.Conn, w watchers, value fun
 }
 
 // scanWatch reads an answer of a watch stream straight from its bytes: whether it confirms a watcher or ends one, and the
-// values of the keys in its events, for which it calls value.
-func scanWatch(answer []byte, value func([]byte)) (created bool, canceled error) {
+// values of the keys in its events, for which it calls put.
+func scanWatch(answer []byte, put func([]byte)) (created bool, canceled error) {
 	var isCanceled bool
 	var reason string
-	each(answer, func(field protowire.Number, number uint64, content []byte) {
+	for len(answer) > 0 {
+		field, v, n := consume(answer)
+		answer = answer[n:]
 		switch field {
 		case 3:
-			created = number != 0
+			created = v.number != 0
 		case 4:
-			isCanceled = number != 0
+			isCanceled = v.number != 0
 		case 6:
-			reason = string(content)
+			reason = string(v.content)
 		case 11:
-			each(content, func(field protowire.Number, _ uint64, kv []byte) {
-				if field != 2 {
-					return
-				}
-				each(kv, func(field protowire.Number, _ uint64, content []byte) {
-					if field == 5 {
-						value(content)
-					}
-				})
-			})
+			scanEvent(v.content, put)
 		}
-	})
+	}
 	if isCanceled {
 		return false, fmt.Errorf("the server cancelled a watcher: %s", reason)
 	}
 	return created, nil
+}
+
+func scanEvent(event []byte, put func([]byte)) {
+	for len(event) > 0 {
+		field, v, n := consume(event)
+		event = event[n:]
+		if field != 2 {
+			continue
+		}
+		for kv := v.content; len(kv) > 0; {
+			field, v, n := consume(kv)
+			kv = kv[n:]
+			if field == 5 {
+				put(v.content)
+			}
+		}
+	}
 }
 
 // prefixEnd is the end of the range of all keys with the prefix; for none it is etcd's "from key on".

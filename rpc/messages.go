@@ -62,7 +62,7 @@ var _ h2.Appender = (*outgoingAll)(nil)
 
 // AppendBody implements h2.Appender: the next message, and those that fit behind it.
 func (m *outgoingAll) AppendBody(dst []byte) ([]byte, error) {
-	start, first := len(dst), m.at.i
+	start, first, sent := len(dst), m.at.i, 0
 	for ; m.at.i < m.at.all.Len(); m.at.i++ {
 		out, plain, err := m.one.encode(dst)
 		if m.at.i > first && (err != nil || len(out)-start > frameBytes) {
@@ -71,8 +71,9 @@ func (m *outgoingAll) AppendBody(dst []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		m.one.t.sent(plain)
+		sent += plain
 		dst = out
 	}
+	m.one.t.sent(sent)
 	return dst, nil
 }
