@@ -32,14 +32,17 @@ func watchPart() part {
 	}
 	p.round = func(ctx context.Context, m *measuring, number int) error {
 		return m.withBoth(ctx, serverOptions{members: 1}, func(servers [sideCount]*server) error {
-			for _, side := range order(number) {
-				for _, row := range []string{lightRow, grpcRow} {
-					if err := m.fanout(ctx, servers[side], row, side, row == lightRow); err != nil {
+			for i, row := range p.names {
+				for _, side := range order(number + i) {
+					var err error
+					if row == idleRow {
+						err = m.idle(ctx, servers[side], row, side)
+					} else {
+						err = m.fanout(ctx, servers[side], row, side, row == lightRow)
+					}
+					if err != nil {
 						return err
 					}
-				}
-				if err := m.idle(ctx, servers[side], idleRow, side); err != nil {
-					return err
 				}
 			}
 			return nil
