@@ -171,6 +171,9 @@ func checkReads(ops []Op, past *Past) error {
 		if !o.Reads() || o.Return == Never {
 			continue
 		}
+		if o.Serializable && o.Revision < past.base {
+			continue // of a member that had yet to learn where the history begins: what was before is not known here
+		}
 		if o.Revision > past.Last() || o.Revision < past.base {
 			errs = append(errs, fmt.Errorf("a read of a revision that does not exist, the last is %d: %v", past.Last(), o))
 			continue

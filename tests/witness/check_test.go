@@ -170,6 +170,8 @@ func members(events []Event) map[int][]Event {
 func TestFaithfulNotesPass(t *testing.T) {
 	for seed := range uint64(50) {
 		notes, events := faithful(seed)
+		behind := find(notes, func(o *Op) bool { return o.Kind == Get })
+		behind.Serializable, behind.Revision, behind.Pairs = true, 0, []Pair{{Key: behind.Keys[0], Value: "of before"}}
 		if err := Check(notes, members(events)); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -262,6 +264,13 @@ func TestAlteredNotesAreNoticed(t *testing.T) {
 		}},
 		{"a read of a revision that does not exist", "does not exist", func(n *Notes, _ map[int][]Event) {
 			find(n, func(o *Op) bool { return o.Kind == Get }).Revision += 1000
+		}},
+		{"a serializable read of a revision that does not exist", "does not exist", func(n *Notes, _ map[int][]Event) {
+			o := find(n, func(o *Op) bool { return o.Kind == Get })
+			o.Serializable, o.Revision = true, o.Revision+1000
+		}},
+		{"a linearizable read of before the history", "does not exist", func(n *Notes, _ map[int][]Event) {
+			find(n, func(o *Op) bool { return o.Kind == Get }).Revision = 0
 		}},
 		{"members differ", "members differ", func(_ *Notes, m map[int][]Event) {
 			m[1][70].Value = "x"
