@@ -145,7 +145,8 @@ type Config struct {
 	MaxTxnOps uint
 	// MaxRequestBytes is the largest request of a client (--max-request-bytes), at most 512 MiB. Default 1.5 MiB.
 	MaxRequestBytes uint
-	// MaxConcurrentStreams is the most gRPC streams of one connection at a time (--max-concurrent-streams).
+	// MaxConcurrentStreams is the most gRPC streams of one connection at a time (--max-concurrent-streams); Coterie's own
+	// transport has 65,536 at most.
 	// Default: 4,294,967,295.
 	MaxConcurrentStreams uint32
 

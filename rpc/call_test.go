@@ -4,16 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -202,4 +206,114 @@ func testHandlerOfAnUnknownMethod(t *testing.T, transport Transport) {
 		f.handlers = nil
 	}()
 	f.Start()
+}
+
+// padded is an answer with an unknown field of some bytes.
+type padded []byte
+
+func (p padded) AppendMessage(dst []byte) ([]byte, error) {
+	return protowire.AppendBytes(protowire.AppendTag(dst, 99, protowire.BytesType), p), nil
+}
+
+// slow is a compressor that changes nothing, and takes until it is told to go on for what is large.
+type slow struct{ begun, goOn chan struct{} }
+
+const slowLarge = 1000
+
+func (*slow) Name() string                                   { return "slow" }
+func (*slow) Decompress(r io.Reader) (io.Reader, error)      { return r, nil }
+func (s *slow) Compress(w io.Writer) (io.WriteCloser, error) { return &slowWriter{w, s}, nil }
+
+type slowWriter struct {
+	io.Writer
+	s *slow
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	if len(p) > slowLarge {
+		close(w.s.begun)
+		<-w.s.goOn
+	}
+	return w.Writer.Write(p)
+}
+
+func (w *slowWriter) Close() error { return nil }
+
+var slowly = new(slow)
+
+func init() { encoding.RegisterCompressor(slowly) }
+
+// While an answer is compressed, others on the connection are sent; and an answer by a callback is not compressed, for what
+// calls back has more to do.
+func TestNobodyWaitsForCompression(t *testing.T) {
+	large := make(padded, 2*slowLarge)
+	for _, kind := range []string{checkMethod, "/test/Stream", "/test/Streams"} {
+		t.Run(kind, func(t *testing.T) {
+			slowly.begun, slowly.goOn = make(chan struct{}), make(chan struct{})
+			f := newFixture(t, Options{})
+			callbacks := make(chan *Call, 2)
+			f.HandleUnary(checkMethod, func(c *Call) {
+				var r healthpb.HealthCheckRequest
+				if err := unmarshal(c.Request(), &r); err != nil || r.Service != "large" {
+					callbacks <- c
+					return
+				}
+				c.Go(func(context.Context) { c.Reply(large) })
+			})
+			f.RegisterService(&grpc.ServiceDesc{ServiceName: "test", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{
+				{StreamName: "Stream", ServerStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return s.SendMsg(large) }},
+				{StreamName: "Streams", ServerStreams: true, Handler: func(_ any, s grpc.ServerStream) error { return SendMessages(s, sizes{2 * slowLarge}) }},
+			}}, struct{}{})
+			cc, err := grpc.NewClient(f.listen(t, Listener{}), grpc.WithTransportCredentials(insecure.NewCredentials()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cc.Close()
+			errs := make(chan error, 3)
+			call := func(method, service string, o ...grpc.CallOption) {
+				stream, err := cc.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, method, o...)
+				if err == nil {
+					err = errors.Join(stream.SendMsg(&healthpb.HealthCheckRequest{Service: service}), stream.CloseSend())
+				}
+				if err == nil {
+					err = stream.RecvMsg(new(healthpb.HealthCheckResponse))
+				}
+				errs <- err
+			}
+			go call(checkMethod, "")
+			go call(checkMethod, "", grpc.UseCompressor("slow"))
+			one, other := <-callbacks, <-callbacks
+			go call(kind, "large", grpc.UseCompressor("slow"))
+			<-slowly.begun
+			one.Reply(large)
+			other.Reply(large) // it would wait, compressed
+			for range 2 {
+				if err := <-errs; err != nil {
+					t.Error(err)
+				}
+			}
+			close(slowly.goOn)
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What is refused repeats little of the request, and was encoded once.
+func TestRefusalIsShort(t *testing.T) {
+	f := newFixture(t, Options{})
+	cc, err := grpc.NewClient(f.listen(t, Listener{}), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	err = cc.Invoke(t.Context(), "/"+strings.Repeat("%", 4*maxEcho), new(healthpb.HealthCheckRequest), new(healthpb.HealthCheckResponse))
+	if st := status.Convert(err); st.Code() != codes.Unimplemented || len(st.Message()) > 2*maxEcho {
+		t.Errorf("%v with %d bytes", st.Code(), len(st.Message()))
+	}
+	err = cc.Invoke(t.Context(), "/a%b/c", new(healthpb.HealthCheckRequest), new(healthpb.HealthCheckResponse))
+	if st := status.Convert(err); st.Message() != "unknown service a%b" {
+		t.Errorf("%q", st.Message())
+	}
 }

@@ -76,6 +76,9 @@ type outgoing struct {
 	m          any
 	compressor encoding.Compressor // nil: none
 	tooLarge   string              // what is said of one that is
+
+	ready []byte // what prepare has encoded
+	plain int    // how large that is without compression
 }
 
 const (
@@ -83,8 +86,23 @@ const (
 	streamTooLarge = "trying to send message larger than max (%d vs. %d)"
 )
 
+// prepare encodes a message that is to be compressed. It is called without the connection's lock, under which other messages
+// are encoded: whoever answers on that connection, the goroutine that applies included, would wait.
+func (m *outgoing) prepare() (err error) {
+	if m.compressor != nil {
+		m.ready, m.plain, err = m.encode(nil)
+	}
+	return err
+}
+
 // AppendBody implements h2.Appender.
 func (m *outgoing) AppendBody(dst []byte) ([]byte, error) {
+	if m.ready != nil {
+		m.t.sent(m.plain)
+		dst = append(dst, m.ready...)
+		m.m, m.ready = nil, nil
+		return dst, nil
+	}
 	dst, plain, err := m.encode(dst)
 	if err != nil {
 		return nil, err

@@ -20,6 +20,10 @@ func SendMessages(to grpc.ServerStream, all Messages) error {
 	if ss, ok := to.(*serverStream); ok {
 		return ss.sendAll(all)
 	}
+	return sendEach(to, all)
+}
+
+func sendEach(to grpc.ServerStream, all Messages) error {
 	for i := range all.Len() {
 		if err := to.SendMsg(&oneOf{all, i}); err != nil {
 			return err
@@ -37,9 +41,12 @@ type oneOf struct {
 func (m *oneOf) AppendMessage(dst []byte) ([]byte, error) { return m.all.AppendMessage(dst, m.i) }
 
 func (ss *serverStream) sendAll(all Messages) error {
+	if ss.r.compressor != nil {
+		return sendEach(ss, all)
+	}
 	out := &ss.several
 	out.at = oneOf{all: all}
-	out.one = outgoing{ss.t, &out.at, ss.r.compressor, streamTooLarge}
+	out.one = outgoing{t: ss.t, m: &out.at, tooLarge: streamTooLarge}
 	defer func() { out.at.all = nil }()
 	for out.at.i < all.Len() {
 		if err := ss.send(out); err != nil {

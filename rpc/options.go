@@ -49,7 +49,7 @@ type Options struct {
 	MaxRecvBytes int
 	// MaxSendBytes bounds one sent message. Default: math.MaxInt32.
 	MaxSendBytes int
-	// MaxConcurrentStreams bounds the requests and streams in flight on one connection.
+	// MaxConcurrentStreams bounds the requests and streams in flight on one connection; the own transport has 65,536 at most.
 	// Default: no bound.
 	MaxConcurrentStreams uint32
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ const (
 	maxHeldBytes   = 64 << 20
 	maxUnsentBytes = 256 << 20
 	maxAbandoned   = 4096
+	maxStreams     = 1 << 16
 	streamWindow   = 1 << 20
 	connWindow     = 16 << 20
 
@@ -80,7 +82,7 @@ func newOwn(o *Options, services []service, handlers map[string]Handler) *own {
 		Handler:        t,
 		MaxHeaderBytes: maxHeaderBytes,
 		MaxBodyBytes:   prefixLen + o.MaxRecvBytes,
-		MaxStreams:     o.MaxConcurrentStreams,
+		MaxStreams:     min(o.MaxConcurrentStreams, maxStreams),
 		MaxHeldBytes:   max(maxHeldBytes, 2*o.MaxRecvBytes),
 		MaxUnsentBytes: maxUnsentBytes,
 		MaxAbandoned:   maxAbandoned,
@@ -146,9 +148,7 @@ type route struct {
 	header *h2.Header
 	web    bool // not gRPC
 
-	// Else, how to refuse: status and HTTP status.
-	refusal *status.Status
-	code    int
+	refusal *refusal // else, if it is one
 
 	method     *method
 	head       []h2.Field // of answers
@@ -168,22 +168,22 @@ func (t *own) Request(s *h2.Stream) h2.Body {
 	if r.web {
 		if s.ConnLocal().(*connLocal).grpcOnly {
 			value, _ := h.Get("content-type")
-			return refuse(s, status.Newf(codes.InvalidArgument, "invalid gRPC request content-type %q", value), 415)
+			return refused(415, codes.InvalidArgument, "invalid gRPC request content-type %.*q", maxEcho, value).of(s)
 		}
 		s.Hold()
 		go t.serveWeb(s) // Stop waits for it
 		return h2.Flow
 	}
 	if r.refusal != nil {
-		return refuse(s, r.refusal, r.code)
+		return r.refusal.of(s)
 	}
 	if v := s.Varying(); v != "" {
 		timeout, err := parseTimeout(v)
 		if err != nil {
-			return refuse(s, status.Newf(codes.Internal, "malformed grpc-timeout: %v", err), 400)
+			return refused(400, codes.Internal, "malformed grpc-timeout: %v", err).of(s)
 		}
 		if timeout <= 0 {
-			return refuse(s, status.FromContextError(context.DeadlineExceeded), 200)
+			return tooLate.of(s)
 		}
 		s.SetDeadline(time.Now().Add(timeout))
 	}
@@ -195,13 +195,27 @@ func (t *own) Request(s *h2.Stream) h2.Body {
 	return h2.Collect
 }
 
-// refuse answers without looking at the request's body.
-func refuse(s *h2.Stream, st *status.Status, code int) h2.Body {
-	head := headOK
-	if code != 200 {
-		head = []h2.Field{{Name: ":status", Value: fmt.Sprint(code)}, contentType}
+// refusal is an answer that does not depend on the request's body.
+type refusal struct{ head, trailer []h2.Field }
+
+// maxEcho bounds what a refusal repeats of a request, which may be small on the wire and large here.
+const maxEcho = 1 << 10
+
+// tooLate refuses a request whose deadline has passed when it comes.
+var tooLate = refused(200, codes.DeadlineExceeded, "%s", context.DeadlineExceeded.Error())
+
+// refused makes a refusal of an HTTP status and gRPC's.
+func refused(http int, code codes.Code, format string, args ...any) *refusal {
+	r := &refusal{headOK, statusFields(status.Newf(code, format, args...))}
+	if http != 200 {
+		r.head = []h2.Field{{Name: ":status", Value: strconv.Itoa(http)}, contentType}
 	}
-	_ = s.Finish(head, statusFields(st))
+	return r
+}
+
+// of answers a request.
+func (r *refusal) of(s *h2.Stream) h2.Body {
+	_ = s.Finish(r.head, r.trailer)
 	return h2.Discard
 }
 
@@ -214,8 +228,8 @@ func (t *own) route(h *h2.Header) *route {
 		r.web = true
 		return r
 	}
-	refused := func(http int, code codes.Code, format string, args ...any) *route {
-		r.refusal, r.code = status.Newf(code, format, args...), http
+	refuse := func(http int, code codes.Code, format string, args ...any) *route {
+		r.refusal = refused(http, code, format, args...)
 		return r
 	}
 	hosts := 0
@@ -226,17 +240,17 @@ func (t *own) route(h *h2.Header) *route {
 	}
 	switch {
 	case hosts > 1:
-		return refused(400, codes.Internal, "num values of :authority: %d, num values of host: %d, both must only have 1 value as per HTTP/2 spec", min(len(h.Authority), 1), hosts)
+		return refuse(400, codes.Internal, "num values of :authority: %d, num values of host: %d, both must only have 1 value as per HTTP/2 spec", min(len(h.Authority), 1), hosts)
 	case h.Authority == "" && hosts == 0:
-		return refused(400, codes.Internal, "no host or :authority header present")
+		return refuse(400, codes.Internal, "no host or :authority header present")
 	case h.Method != "POST":
-		return refused(405, codes.Internal, "Received a HEADERS frame with :method %q which should be POST", h.Method)
+		return refuse(405, codes.Internal, "Received a HEADERS frame with :method %.*q which should be POST", maxEcho, h.Method)
 	}
 	if err := r.md.check(h); err != nil {
-		return refused(400, codes.Internal, "%v", err)
+		return refuse(400, codes.Internal, "%v", err)
 	}
 	if r.method = t.methods[h.Path]; r.method == nil {
-		return refused(200, codes.Unimplemented, "%s", t.unknown(h.Path))
+		return refuse(200, codes.Unimplemented, "%s", t.unknown(h.Path))
 	}
 	r.recvCoding, _ = h.Get("grpc-encoding")
 	if r.recvCoding == encoding.Identity {
@@ -244,7 +258,7 @@ func (t *own) route(h *h2.Header) *route {
 	}
 	if r.recvCoding != "" {
 		if r.compressor = encoding.GetCompressor(r.recvCoding); r.compressor == nil {
-			return refused(200, codes.Unimplemented, "grpc: Decompressor is not installed for grpc-encoding %q", r.recvCoding)
+			return refuse(200, codes.Unimplemented, "grpc: Decompressor is not installed for grpc-encoding %.*q", maxEcho, r.recvCoding)
 		}
 	}
 	r.head = answerHead(subtype, r.compressor)
@@ -253,6 +267,7 @@ func (t *own) route(h *h2.Header) *route {
 
 // unknown says of a path without a method what grpc-go says.
 func (t *own) unknown(path string) string {
+	path = path[:min(len(path), maxEcho)]
 	full, ok := strings.CutPrefix(path, "/")
 	at := strings.LastIndexByte(full, '/')
 	switch {

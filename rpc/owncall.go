@@ -39,8 +39,15 @@ func (c *ownCall) answer(r *route, msg []byte) {
 func (c *ownCall) request() []byte { return c.in }
 
 func (c *ownCall) reply(m Appender) {
-	c.out = outgoing{c.t, m, c.r.compressor, unaryTooLarge}
-	if err := c.s.AnswerAndRelease(c.r.head, &c.out, trailerOK, c.wait, true); err != nil {
+	c.out = outgoing{t: c.t, m: m, tooLarge: unaryTooLarge}
+	if c.wait { // else it is a goroutine with more to do that answers: it sends the message as it is
+		c.out.compressor = c.r.compressor
+	}
+	err := c.out.prepare()
+	if err == nil {
+		err = c.s.AnswerAndRelease(c.r.head, &c.out, trailerOK, c.wait, true)
+	}
+	if err != nil {
 		c.fail(err)
 	}
 }

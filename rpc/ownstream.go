@@ -164,7 +164,7 @@ func (t *own) serveUnary(s *h2.Stream, r *route, msg []byte) {
 		return
 	}
 	e.mu.Lock()
-	out := &outgoing{t, reply, r.compressor, unaryTooLarge}
+	out := &outgoing{t: t, m: reply, compressor: r.compressor, tooLarge: unaryTooLarge}
 	head, trailer := e.r.head, trailerOK
 	if !e.headSent {
 		head = e.head()
@@ -174,7 +174,10 @@ func (t *own) serveUnary(s *h2.Stream, r *route, msg []byte) {
 	}
 	e.done = true
 	e.mu.Unlock()
-	if err := s.Answer(head, out, trailer, true); err != nil {
+	if err = out.prepare(); err == nil {
+		err = s.Answer(head, out, trailer, true)
+	}
+	if err != nil {
 		_ = s.Finish(head, statusFields(status.Convert(err))) // of no effect if the stream has ended
 	}
 }
@@ -222,7 +225,11 @@ func (ss *serverStream) SetTrailer(md metadata.MD) { _ = ss.exchanged.SetTrailer
 
 // SendMsg implements grpc.ServerStream.
 func (ss *serverStream) SendMsg(m any) error {
-	return ss.send(&outgoing{ss.t, m, ss.r.compressor, streamTooLarge})
+	out := &outgoing{t: ss.t, m: m, compressor: ss.r.compressor, tooLarge: streamTooLarge}
+	if err := out.prepare(); err != nil {
+		return ss.failed(err)
+	}
+	return ss.send(out)
 }
 
 func (ss *serverStream) send(m h2.Appender) error {

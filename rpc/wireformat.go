@@ -74,7 +74,8 @@ func percentEncode(msg string) string {
 		if plain(msg[i]) {
 			out = append(out, msg[i])
 		} else {
-			out = fmt.Appendf(out, "%%%02X", msg[i])
+			const digits = "0123456789ABCDEF"
+			out = append(out, '%', digits[msg[i]>>4], digits[msg[i]&15])
 		}
 	}
 	return string(out)
@@ -83,7 +84,7 @@ func percentEncode(msg string) string {
 // parseTimeout parses the value of grpc-timeout.
 func parseTimeout(s string) (time.Duration, error) {
 	if len(s) < 2 || len(s) > 9 {
-		return 0, fmt.Errorf("transport: timeout string is too short or too long: %q", s)
+		return 0, fmt.Errorf("transport: timeout string is too short or too long: %.*q", maxEcho, s)
 	}
 	var unit time.Duration
 	switch s[len(s)-1] {
@@ -189,7 +190,7 @@ func (m *metadataOnce) check(h *h2.Header) error {
 			continue
 		}
 		if _, err := decodeMetadata(f.Name, f.Value); err != nil {
-			return fmt.Errorf("malformed binary metadata %q in header %q: %w", f.Value, f.Name, err)
+			return fmt.Errorf("malformed binary metadata %.*q in header %.*q: %w", maxEcho, f.Value, maxEcho, f.Name, err)
 		}
 	}
 	return nil

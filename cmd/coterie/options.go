@@ -108,7 +108,7 @@ func options(s *settings) []option {
 		option{name: "quota-backend-bytes", value: signed(&c.QuotaBackendBytes), usage: "Bytes of data at which the member raises an alarm and refuses writes that add to it. 0 is 2 GiB, negative is no limit."},
 		option{name: "max-txn-ops", value: unsigned(&c.MaxTxnOps), usage: "Most operations in a transaction."},
 		option{name: "max-request-bytes", value: unsigned(&c.MaxRequestBytes), usage: "Most bytes in a client's request."},
-		option{name: "max-concurrent-streams", value: unsigned(&c.MaxConcurrentStreams), usage: "Most gRPC streams of one connection at a time."},
+		option{name: "max-concurrent-streams", value: unsigned(&c.MaxConcurrentStreams), usage: "Most gRPC streams of one connection at a time; more than 65536 only with --transport=grpc-go."},
 		option{name: "grpc-keepalive-min-time", value: duration(&c.GRPCKeepAliveMinTime), usage: "Least time between two pings of a client."},
 		option{name: "grpc-keepalive-interval", value: duration(&c.GRPCKeepAliveInterval), usage: "Silence after which the server pings a client. 0 is never."},
 		option{name: "grpc-keepalive-timeout", value: duration(&c.GRPCKeepAliveTimeout), usage: "Wait for the answer to such a ping before the connection is closed."},

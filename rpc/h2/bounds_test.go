@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -103,6 +104,178 @@ func TestAnswerWaitsForRoom(t *testing.T) {
 	c.expectAnswer(1, "abc")
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever waits for room stops waiting when its request is given up. Else nothing would be read any more, with many
+// of them, and so nothing that makes room.
+func TestGivenUpWhileItWaitsForRoom(t *testing.T) {
+	f := newFixture(t, func(cfg *Config) { cfg.MaxUnsentBytes = maxFrame / 2 })
+	c := f.dial(t)
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	n := f.cfg.MaxAbandoned + 1
+	var all []*Stream
+	for i := range n {
+		c.call(uint32(2*i+1), "/later", "")
+		all = append(all, <-f.handler.later)
+	}
+	c.call(101, "/whole", string(make([]byte, maxFrame)))
+	c.expect("101: status=200 kind=test")
+	done := make(chan error, n)
+	for _, s := range all {
+		go func() { done <- s.AnswerAndRelease(testHead, Bytes("abc"), testTrailer, true, true) }()
+	}
+	for i := range n {
+		c.must(c.WriteRSTStream(uint32(2*i+1), http2.ErrCodeCancel))
+	}
+	for range n {
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			t.Fatal("a request that was given up still waits for room")
+		}
+	}
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: maxFrame}))
+	c.expect(`101: "16384 bytes"`, "101: end=0 end")
+}
+
+// What streams send counts for the bound of their connection, too.
+func TestSendWaitsForRoom(t *testing.T) {
+	f := newFixture(t, func(cfg *Config) { cfg.MaxUnsentBytes = maxFrame / 2 })
+	c := f.dial(t)
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	c.call(1, "/later", "")
+	s := <-f.handler.later
+	c.call(3, "/whole", string(make([]byte, maxFrame)))
+	c.expect("3: status=200 kind=test")
+	sent := make(chan error, 1)
+	go func() { sent <- s.Send(testHead, Bytes("abc")) }()
+	select {
+	case err := <-sent:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: maxFrame}))
+	c.expect(`3: "16384 bytes"`, "3: end=0 end", "1: status=200 kind=test", `1: "abc"`)
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	s.Release(false)
+	c.expect("1: reset INTERNAL_ERROR")
+}
+
+// A peer that has requests refused, and does not read that, is not read either until it does.
+func TestRefusalsThatAreNotRead(t *testing.T) {
+	f := newFixture(t, nil)
+	c := f.pipe(t)
+	c.open(1, "/refuse", true) // the table knows all of it from now on
+	block := c.request("/refuse")
+	const most = 8 * outMax
+	var requests []byte
+	id := uint32(3)
+	for ; len(requests) < most; id += 2 {
+		requests = append(append(requests, appendFrameHeader(nil, len(block), frameHeaders, flagEndHeaders|flagEndStream, id)...), block...)
+	}
+	c.must(c.nc.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)))
+	taken, err := c.nc.Write(requests)
+	if err == nil {
+		t.Fatalf("all of %d bytes were taken", taken)
+	}
+	f.mu.Lock()
+	for conn := range f.Server.conns {
+		conn.mu.Lock()
+		if n := len(conn.out); n > outMax+readBuffer {
+			t.Errorf("%d bytes are framed and not written", n)
+		}
+		conn.mu.Unlock()
+	}
+	f.mu.Unlock()
+	c.must(c.nc.SetWriteDeadline(time.Time{}))
+	written := make(chan error, 1)
+	go func() {
+		_, err := c.nc.Write(requests[taken:])
+		written <- err
+	}()
+	for at := uint32(1); at < id; at += 2 {
+		c.expect(fmt.Sprintf("%d: status=404 end", at))
+	}
+	c.must(<-written)
+}
+
+// Many requests may fail at one time. That is no fault of a peer that then asks for an acknowledgement.
+func TestPingBehindManyAnswers(t *testing.T) {
+	c := &Conn{s: &Server{cfg: testConfig(nil)}, out: make([]byte, outMax)}
+	c.control(appendPing(nil, flagAck, [8]byte{}))
+	if c.closed || len(c.out) == outMax {
+		t.Error("the connection is cut off")
+	}
+}
+
+// A peer that changes the windows of its streams again and again is cut off; a few changes are in order.
+func TestChangesOfTheInitialWindow(t *testing.T) {
+	c := newFixture(t, nil).dial(t)
+	const streams, changes = 5000, (freeLooks + 5000*looksForStream) / 5000
+	block := c.request("/whole")
+	c.write(append(appendFrameHeader(nil, len(block), frameHeaders, flagEndHeaders, 1), block...))
+	block = c.request("/whole")
+	var opened []byte
+	for i := range uint32(streams - 1) {
+		opened = append(append(opened, appendFrameHeader(nil, len(block), frameHeaders, flagEndHeaders, 3+2*i)...), block...)
+	}
+	c.write(opened)
+	change := func(i int) {
+		c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(1000 + i)}))
+	}
+	for i := range changes {
+		change(i)
+	}
+	c.must(c.WriteData(1, true, []byte("abc")))
+	c.expectAnswer(1, "abc")
+	change(changes)
+	change(changes + 1)
+	c.expect(fmt.Sprintf("GOAWAY %d ENHANCE_YOUR_CALM INITIAL_WINDOW_SIZE changes too often", 2*streams-1), "closed")
+}
+
+func TestTooManySettings(t *testing.T) {
+	for _, n := range []int{maxSettings, maxSettings + 1} {
+		c := newFixture(t, nil).dial(t)
+		settings := make([]http2.Setting, n)
+		for i := range settings {
+			settings[i] = http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(i)}
+		}
+		c.must(c.WriteSettings(settings...))
+		if n > maxSettings {
+			c.expect("GOAWAY 0 ENHANCE_YOUR_CALM too many settings in a frame", "closed")
+			continue
+		}
+		c.call(1, "/whole", "abc")
+		c.expectAnswer(1, "abc")
+	}
+}
+
+// Streams that wait for the connection's window get it in turn, but for those that are given up.
+func TestGivenUpWhileItWaitsForTheWindow(t *testing.T) {
+	c := newFixture(t, nil).dial(t)
+	c.call(1, "/whole", string(make([]byte, maxFrame))) // of the window 49,151 bytes are left
+	c.call(3, "/whole", string(make([]byte, maxFrame)))
+	c.call(5, "/whole", string(make([]byte, maxFrame)))
+	c.expectAnswer(1, string(make([]byte, maxFrame)))
+	c.expectAnswer(3, string(make([]byte, maxFrame)))
+	c.expectAnswer(5, string(make([]byte, maxFrame)))
+	c.call(7, "/whole", string(make([]byte, maxFrame))) // one byte of it has to wait
+	c.expect("7: status=200 kind=test", `7: "16383 bytes"`)
+	for id := uint32(9); id <= 17; id += 2 {
+		c.call(id, "/whole", fmt.Sprint(id))
+		c.expect(fmt.Sprintf("%d: status=200 kind=test", id))
+	}
+	for _, id := range []uint32{7, 13, 17} { // the first, one between, the last
+		c.must(c.WriteRSTStream(id, http2.ErrCodeCancel))
+	}
+	c.call(19, "/whole", "19")
+	c.expect("19: status=200 kind=test")
+	c.must(c.WriteWindowUpdate(0, 1000))
+	for _, id := range []uint32{9, 11, 15, 19} {
+		c.expect(fmt.Sprintf("%d: %q", id, fmt.Sprint(id)), fmt.Sprintf("%d: end=0 end", id))
 	}
 }
 

@@ -79,9 +79,21 @@ const (
 	sendQuota = 64 << 10
 	// outHigh is how much is framed ahead of the socket, after which answers wait in their streams.
 	outHigh = 256 << 10
-	// outMax is how much may be framed in all: what is beyond outHigh answers control frames, so a
-	// peer that gets there asks and does not read, and is disconnected.
+	// outMax is how much may be framed before no request is read any more: what is beyond outHigh are header blocks, as of
+	// requests that are refused, and answers to control frames.
 	outMax = 1 << 20
+	// maxControls bounds what answers control frames and is not written: a peer that gets there asks and does not
+	// read, and is disconnected.
+	maxControls = 1 << 20
+	// maxSettings bounds the settings of a frame.
+	maxSettings = 100
+	// Each change of the initial window looks at all streams. So every request lets the peer cause so many looks, and
+	// some are free: a client that adapts its window does so ten times.
+	looksForStream = 16
+	freeLooks      = 1 << 16
+	// lookingCost is how long after it has looked through its streams a connection does not do so again, for each of them,
+	// so that it spends a part of its time on that.
+	lookingCost = time.Microsecond
 	// maxContinuations bounds the frames of one header block.
 	maxContinuations = 64
 	// keptStreams bounds the Stream objects that a connection keeps for reuse.

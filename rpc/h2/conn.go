@@ -58,17 +58,19 @@ type Conn struct {
 	running   int // streams that goroutines of the Handler have
 	abandoned int // streams that the Handler has and that have ended
 	paused    bool
-	released  sync.Cond // running or abandoned has shrunk, or closed
+	released  sync.Cond // what pause waits for, running has shrunk, or closed
 	heldBytes int       // in Stream.whole and Stream.in
 
 	encoder    encoder
 	out        []byte // framed; nil while empty
+	controls   int    // bytes of out that answer control frames
 	writing    bool
 	scheduled  bool // for the flusher
 	sentData   bool // since the last ping: pings that come with it are no offence
 	sendWindow int
 	initial    int // send window of streams
-	ready      []*Stream
+	looks      int // at streams that the peer may still cause by changing initial
+	ready      queue
 	unsent     int       // bytes in Stream.unsent
 	room       sync.Cond // unsent has shrunk, or closed
 
@@ -82,6 +84,7 @@ type Conn struct {
 
 	timer   *time.Timer // keepalive, deadlines, and the like
 	timerAt time.Time
+	lookAt  time.Time // at deadlines again, at the earliest
 	pinged  time.Time // the last ping of keepalive
 	writers sync.WaitGroup
 
@@ -129,7 +132,7 @@ func newConn(s *Server, nc net.Conn, o ConnOptions) *Conn {
 		s: s, nc: nc, tls: o.TLS, local: o.Local,
 		flusher:    s.flushers[int(s.next.Add(1))%len(s.flushers)],
 		headers:    newHeaderReader(s.cfg.Varying, s.cfg.MaxHeaderBytes),
-		sendWindow: defaultWindow, initial: defaultWindow,
+		sendWindow: defaultWindow, initial: defaultWindow, looks: freeLooks,
 		began: time.Now(),
 		done:  make(chan struct{}),
 	}
@@ -400,7 +403,7 @@ func (c *Conn) cutLocked(err error) {
 		c.closeErr = err
 	}
 	c.endAll()
-	c.out = nil
+	c.out, c.controls = nil, 0
 	_ = c.nc.SetDeadline(time.Unix(1, 0)) // reads and writes under way return
 	c.released.Broadcast()
 	c.room.Broadcast()

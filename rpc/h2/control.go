@@ -48,6 +48,9 @@ func (c *Conn) handleSettings(f *frame) error {
 	case f.has(flagAck):
 		return nil
 	}
+	if f.length > 6*maxSettings {
+		return connError{EnhanceYourCalm, "too many settings in a frame"}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for p := f.payload; len(p) > 0; p = p[6:] {
@@ -76,6 +79,12 @@ func (c *Conn) set(s setting) error {
 			return connError{FlowControl, "INITIAL_WINDOW_SIZE is too large"}
 		}
 		by := int(s.value) - c.initial
+		if by == 0 {
+			return nil
+		}
+		if c.looks -= c.table.n; c.looks < 0 {
+			return connError{EnhanceYourCalm, "INITIAL_WINDOW_SIZE changes too often"}
+		}
 		c.initial = int(s.value)
 		tooLarge := false
 		c.table.each(func(s *Stream) {

@@ -22,6 +22,9 @@ func (c *Conn) end(s *Stream, err error) {
 		s.cancel = nil
 	}
 	s.change.Broadcast()
+	if c.unsent > c.s.cfg.MaxUnsentBytes {
+		c.room.Broadcast() // it may wait for room itself
+	}
 	if s.held {
 		c.abandoned++
 	} else {
@@ -39,16 +42,9 @@ func (c *Conn) dropUnsent(s *Stream) {
 		c.room.Broadcast()
 	}
 	s.unsent, s.unsentAt, s.trailer = nil, 0, nil
-	if !s.queued {
-		return
+	if s.queued {
+		c.ready.remove(s)
 	}
-	for i := range c.ready {
-		if c.ready[i] == s {
-			c.ready = append(c.ready[:i], c.ready[i+1:]...)
-			break
-		}
-	}
-	s.queued = false
 }
 
 // reset ends a stream with an error.

@@ -79,9 +79,9 @@ func checkEnded(t *testing.T, c *Conn) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.table.n != 0 || c.running != 0 || c.abandoned != 0 || c.heldBytes != 0 || c.unsent != 0 || len(c.ready) != 0 {
-		t.Errorf("left: %d streams, %d running, %d abandoned, %d bytes held, %d unsent, %d ready",
-			c.table.n, c.running, c.abandoned, c.heldBytes, c.unsent, len(c.ready))
+	if c.table.n != 0 || c.running != 0 || c.abandoned != 0 || c.heldBytes != 0 || c.unsent != 0 || c.ready != (queue{}) {
+		t.Errorf("left: %d streams, %d running, %d abandoned, %d bytes held, %d unsent, ready %v",
+			c.table.n, c.running, c.abandoned, c.heldBytes, c.unsent, c.ready)
 	}
 }
 

@@ -272,7 +272,7 @@ func (c *Conn) handleTrailer(b *header) error {
 func (c *Conn) open(id uint32, h *Header, varying string, end bool) *Stream {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.abandoned > c.s.cfg.MaxAbandoned {
+	if c.abandoned > c.s.cfg.MaxAbandoned || len(c.out) > outMax {
 		c.pause()
 	}
 	if c.closed || c.finishing {
@@ -297,6 +297,7 @@ func (c *Conn) open(id uint32, h *Header, varying string, end bool) *Stream {
 	c.opened[id>>1&31] = openedStream{id, end}
 	c.lastTaken = id
 	c.table.put(s)
+	c.looks += looksForStream
 	return s
 }
 
@@ -329,13 +330,13 @@ func (c *Conn) answeredEarly(id uint32, end bool) bool {
 	return early
 }
 
-// pause waits until the Handler has released half of the abandoned streams. What has been
-// answered is written meanwhile.
+// pause waits until the Handler has released half of the abandoned streams, and the peer has read most of what
+// is framed. That is written meanwhile.
 func (c *Conn) pause() {
 	c.paused = true
 	c.batch.Store(false)
 	c.scheduleFlush()
-	for c.abandoned > c.s.cfg.MaxAbandoned/2 && !c.closed {
+	for (c.abandoned > c.s.cfg.MaxAbandoned/2 || len(c.out) > outHigh) && !c.closed {
 		c.released.Wait()
 	}
 	c.batch.Store(true)

@@ -66,8 +66,14 @@ func (s *Stream) Send(head []Field, body Appender) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for !s.ended && !s.taking && len(s.unsent)-s.unsentAt >= sendQuota {
-		s.change.Wait()
+	for !s.ended && !s.taking {
+		if len(s.unsent)-s.unsentAt >= sendQuota {
+			s.change.Wait()
+		} else if c.unsent > c.s.cfg.MaxUnsentBytes {
+			c.room.Wait()
+		} else {
+			break
+		}
 	}
 	if s.ended || s.finishing {
 		return s.reason()
@@ -144,7 +150,7 @@ func (s *Stream) sendHead(head []Field, flags uint8) {
 // send frames a part of the body if the peer takes all of it now, and keeps it otherwise.
 func (s *Stream) send(head []Field, body Appender) error {
 	c := s.c
-	if len(s.unsent) > s.unsentAt || len(c.ready) > 0 || len(c.out) >= outHigh || c.closed {
+	if len(s.unsent) > s.unsentAt || c.ready.first != nil || len(c.out) >= outHigh || c.closed {
 		return s.keep(head, body)
 	}
 	before := len(c.out)
@@ -219,21 +225,16 @@ func (s *Stream) sendTrailer(trailer []Field) {
 // enqueue has a stream wait for its turn, if it has something to send and may.
 func (c *Conn) enqueue(s *Stream) {
 	if !s.queued && len(s.unsent) > s.unsentAt && s.sendWindow > 0 {
-		s.queued = true
-		c.ready = append(c.ready, s)
+		c.ready.push(s)
 	}
 }
 
 // pump frames what waits, a frame of each stream in turn, as far as the peer takes it.
 func (c *Conn) pump() {
 	before := c.unsent
-	for len(c.ready) > 0 && c.sendWindow > 0 && len(c.out) < outHigh {
-		s := c.ready[0]
-		c.ready[0] = nil
-		if c.ready = c.ready[1:]; len(c.ready) == 0 {
-			c.ready = nil
-		}
-		s.queued = false
+	for c.ready.first != nil && c.sendWindow > 0 && len(c.out) < outHigh {
+		s := c.ready.first
+		c.ready.remove(s)
 		n := min(len(s.unsent)-s.unsentAt, maxFrame, c.sendWindow, s.sendWindow)
 		if n <= 0 {
 			continue // its window has shrunk
@@ -295,11 +296,21 @@ func appendLongBlock(dst []byte, id uint32, flags uint8, block []byte) []byte {
 // control frames something that answers the peer. A peer that makes the server say more and more
 // of that without reading it is cut off.
 func (c *Conn) control(frames []byte) {
-	if len(c.out)+len(frames) > outMax {
+	if c.controls += len(frames); c.controls > maxControls {
 		c.cutLocked(connError{EnhanceYourCalm, "a peer that asks and does not read"})
 		return
 	}
 	c.out = append(c.buffer(), frames...)
+}
+
+// takeOut returns what is framed, to be written.
+func (c *Conn) takeOut() []byte {
+	b := c.out
+	c.out, c.controls = nil, 0
+	if c.paused {
+		c.released.Broadcast()
+	}
+	return b
 }
 
 const writeBuffer = 16 << 10

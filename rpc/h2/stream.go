@@ -54,6 +54,8 @@ type request struct {
 	finishing bool   // the trailer follows unsent
 	trailer   []Field
 
+	next, prev *Stream // in Conn.ready
+
 	whole []byte // collected, if it comes in more than one frame
 	in    []byte // received and not read
 	inAt  int    // how much of it has been
@@ -121,7 +123,7 @@ func (s *Stream) ConnLocal() any { return s.c.local }
 func (s *Stream) SetDeadline(t time.Time) {
 	s.c.mu.Lock()
 	s.deadline = t
-	s.c.wakeAt(t)
+	s.c.wakeAt(later(t, s.c.lookAt))
 	s.c.mu.Unlock()
 }
 

@@ -44,7 +44,8 @@ func (c *Conn) tick() {
 	}
 }
 
-// expire ends the requests whose deadline has passed, and returns when to look again.
+// expire ends the requests whose deadline has passed, and returns when to look again: not at once where there are
+// many, so that deadlines that come one after the other do not have the connection do nothing else.
 func (c *Conn) expire(now time.Time) time.Time {
 	next := now.Add(time.Hour)
 	var expired []*Stream
@@ -57,6 +58,7 @@ func (c *Conn) expire(now time.Time) time.Time {
 			next = s.deadline
 		}
 	})
+	c.lookAt = now.Add(time.Duration(c.table.n) * lookingCost)
 	for _, s := range expired {
 		c.dropUnsent(s)
 		if s.headSent {
@@ -69,7 +71,14 @@ func (c *Conn) expire(now time.Time) time.Time {
 		}
 		c.end(s, ErrExpired)
 	}
-	return next
+	return later(next, c.lookAt)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // keepalive pings a peer that has been silent, and cuts it off when it does not answer. It returns

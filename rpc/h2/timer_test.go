@@ -2,6 +2,7 @@ package h2
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,6 +41,41 @@ func TestDeadlines(t *testing.T) {
 		f.handler.answerLater(<-f.handler.later) // too late
 		c.call(9, "/whole", "abc")
 		c.expectAnswer(9, "abc")
+	})
+}
+
+// Deadlines that come one after the other do not have a connection with many streams do nothing but look for them.
+func TestDeadlinesAmongMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, nil)
+		c := f.pipe(t)
+		const others = 100
+		for i := range uint32(others) {
+			c.open(2*i+1, "/hold", true)
+		}
+		began := time.Now()
+		for i := range uint32(3) {
+			id := 2*(others+i) + 1
+			c.open(id, "/whole", false, "timeout: 1ns")
+			c.expect(fmt.Sprintf("%d: status=200 kind=test end=expired end", id), fmt.Sprintf("%d: reset NO_ERROR", id))
+			at := time.Since(began)
+			if soonest := time.Duration(i) * others * lookingCost; at < soonest || at > soonest+time.Duration(i+1)*(lookingCost+time.Nanosecond) {
+				t.Errorf("deadline %d passed after %v, want %v", i, at, soonest)
+			}
+		}
+		// The same where the second is known when the first passes.
+		const first, second = 2*others + 101, 2*others + 103
+		began = time.Now()
+		c.open(first, "/hold", true, "timeout: 1s")
+		c.open(second, "/hold", true, "timeout: 1000000001ns")
+		c.expect(fmt.Sprintf("%d: status=200 kind=test end=expired end", first))
+		if at := time.Since(began); at != time.Second {
+			t.Errorf("the first passed after %v", at)
+		}
+		c.expect(fmt.Sprintf("%d: status=200 kind=test end=expired end", second))
+		if at := time.Since(began); at < time.Second+others*lookingCost || at > time.Second+2*others*lookingCost {
+			t.Errorf("the second passed after %v", at)
+		}
 	})
 }
 

@@ -16,8 +16,7 @@ func (c *Conn) flush() {
 	c.mu.Lock()
 	c.scheduled = false
 	for !c.writing && !c.closed && len(c.out) > 0 {
-		b := c.out
-		c.out = nil
+		b := c.takeOut()
 		c.writing = true
 		if c.socket == nil {
 			c.writers.Add(1)
@@ -52,8 +51,7 @@ func (c *Conn) writeRest(b []byte, n int) {
 			c.mu.Unlock()
 			return
 		}
-		b, n = c.out, 0
-		c.out = nil
+		b, n = c.takeOut(), 0
 		c.writing = true
 		c.mu.Unlock()
 	}
