@@ -503,3 +503,39 @@ func TestIDsAreEtcds(t *testing.T) {
 		t.Error("the order of URLs matters")
 	}
 }
+
+// A watcher that has left is nothing to the others of its stream: clientv3 has all of a context's on one.
+func TestWatcherThatHasLeft(t *testing.T) {
+	cfg := testConfig(t)
+	n := openNode(t, cfg)
+	defer n.Close()
+	cli, err := clientv3.New(clientv3.Config{Endpoints: cfg.ListenClientURLs})
+	must(t, err)
+	defer cli.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	first, leave := context.WithCancel(ctx)
+	gone := cli.Watch(first, "k", clientv3.WithCreatedNotify())
+	<-gone
+	watchers := map[string]clientv3.WatchChan{}
+	for _, key := range []string{"k", "other"} {
+		watchers[key] = cli.Watch(ctx, key, clientv3.WithCreatedNotify())
+		<-watchers[key]
+	}
+	leave()
+	for range gone {
+	}
+	// The server has the cancellation when it has answered a creation that came behind it.
+	<-cli.Watch(ctx, "later", clientv3.WithCreatedNotify())
+	for key, value := range map[string]string{"k": strings.Repeat("x", 700<<10), "other": "v"} {
+		_, err = cli.Put(ctx, key, value)
+		must(t, err)
+	}
+	for key, c := range watchers {
+		select {
+		case <-c:
+		case <-time.After(10 * time.Second):
+			t.Errorf("the watcher of %q has not been told", key)
+		}
+	}
+}

@@ -306,7 +306,7 @@ func (m *Machine) command(b *pebble.Batch, encoded []byte) (Result, error) {
 	case r.Compaction != nil:
 		done, err := m.KV.Compact(r.Compaction.Revision)
 		if err != nil {
-			return Result{Err: err}, nil
+			return Result{Err: err, Done: done}, nil // whoever asks again may wait for it, too
 		}
 		return Result{Response: &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: m.KV.PendingRevision()}}, Done: done}, nil
 	case r.LeaseGrant != nil:

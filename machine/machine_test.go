@@ -376,3 +376,19 @@ func TestExportTakesOneMoment(t *testing.T) {
 	close(stop)
 	<-stopped
 }
+
+// Whoever asks for a compaction again, say because its connection broke, waits for it like the first.
+func TestCompactionAskedForTwice(t *testing.T) {
+	h := newHarness(t)
+	defer h.close()
+	for range 3 {
+		h.apply(&pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte("k")}})
+	}
+	compact := &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: 3, Physical: true}}
+	if res := h.apply(compact)[0]; res.Err != nil || res.Done == nil {
+		t.Fatalf("first: %+v", res)
+	}
+	if res := h.apply(compact)[0]; !errors.Is(res.Err, mvcc.ErrCompacted) || res.Done == nil {
+		t.Errorf("again: %+v, want ErrCompacted and something to wait for", res)
+	}
+}

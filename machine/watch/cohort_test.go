@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -269,4 +270,46 @@ func TestCohortForgetsWhoHasLeft(t *testing.T) {
 			t.Fatal("a list that deliveries share has changed")
 		}
 	}
+}
+
+// Watchers that have left stand in the list of a cohort. A delivery that has only room for one of them is followed by those
+// to the others, by themselves.
+func TestGoneInFront(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, Options{})
+		c.create(2, &pb.WatchCreateRequest{})
+		if err := c.s.Cancel(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.next(); len(got) != 1 || !got[0].Canceled {
+			t.Fatalf("canceled: %v", got)
+		}
+		var got []string
+		go func() { // the sender of the stream, which waits when the event comes
+			for rs := c.next(); rs != nil; rs = c.next() {
+				for _, r := range rs {
+					got = append(got, map[bool]string{true: "created", false: "event"}[r.Created])
+				}
+			}
+		}()
+		synctest.Wait()
+		c.h.Publish([]mvcc.RevisionEvents{c.src.write("k=" + strings.Repeat("x", joinBytes*3/4))})
+		synctest.Wait()
+		if len(got) != 1 {
+			t.Errorf("after a large event: %v, want 1 event", got)
+		}
+		c.put(1)
+		if len(got) != 2 {
+			t.Errorf("after a small one: %v, want 2 events", got)
+		}
+		if err := c.s.Create(t.Context(), &pb.WatchCreateRequest{Key: []byte("other")}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if len(got) != 3 {
+			t.Errorf("after a creation: %v, want 2 events and the answer", got)
+		}
+		time.Sleep(2 * time.Second) // c.next gives up
+		synctest.Wait()
+	})
 }

@@ -23,6 +23,9 @@ func (s *Stream) Next(ctx context.Context) (*Responses, error) {
 	if s.batch == nil {
 		s.batch = getResponses()
 	}
+	if s.batch.more() {
+		return s.finish()
+	}
 	s.batch.clear()
 	for {
 		if err := ctx.Err(); err != nil {
@@ -33,8 +36,7 @@ func (s *Stream) Next(ctx context.Context) (*Responses, error) {
 		case err != nil:
 			return nil, err
 		case todo == deliver:
-			s.batch.finish(s.h.src, s.h.o.FragmentBytes)
-			return s.batch, nil
+			return s.finish()
 		case todo == readBack:
 			if err := s.catchUp(); err != nil {
 				return nil, err
@@ -45,6 +47,17 @@ func (s *Stream) Next(ctx context.Context) (*Responses, error) {
 			}
 		}
 	}
+}
+
+// finish makes the next of the responses in the batch as they are sent.
+func (s *Stream) finish() (*Responses, error) {
+	s.batch.finish(s.h.src, s.h.o.FragmentBytes)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed // so may have been the source, before it told what all events had before
+	}
+	return s.batch, nil
 }
 
 // await waits for something to do. Meanwhile the stream holds next to nothing.
@@ -89,9 +102,16 @@ func (s *Stream) take() (todo, error) {
 		s.taken = 0
 		return readBack, nil
 	}
-	s.fill()
-	if s.batch.Len() == 0 {
-		return idle, nil
+	for s.fill(); !s.batch.more(); s.fill() {
+		s.batch.clear() // what was taken was for watchers that are gone
+		switch {
+		case s.queue.len() > 0:
+		case s.lag.n > 0:
+			s.taken = 0
+			return readBack, nil
+		default:
+			return idle, nil
+		}
 	}
 	return deliver, nil
 }
@@ -105,7 +125,7 @@ func (s *Stream) fill() {
 		events int // taken, and of those delivered
 		sent   int
 	)
-	for s.queue.len() > 0 && b.Len() < maxResponses {
+	for s.queue.len() > 0 && len(b.todo) < maxResponses {
 		d := s.queue.front()
 		if d.reply != nil {
 			b.reply(d.reply)
@@ -127,9 +147,9 @@ func (s *Stream) fill() {
 			s.queue.pop()
 			continue
 		}
-		n := min(len(d.to), maxResponses-b.Len(), room)
+		n := min(len(d.to), maxResponses-len(b.todo), room)
 		if n < 1 {
-			if b.Len() > 0 {
+			if len(b.todo) > 0 {
 				break
 			}
 			n = 1

@@ -21,6 +21,7 @@ type Responses struct {
 	Identity Identity
 
 	all    []response
+	todo   []response // the next ones, which finish has yet to make
 	bodies []body
 	// front is where the part before the events is made.
 	front pb.WatchResponse
@@ -43,6 +44,7 @@ type body struct {
 	revision int64
 	events   []*event
 	bytes    int
+	created  bool // by all of the events something is: none has a previous value
 	fragment bool // more of the same revision follows
 	// own is room for the events of several deliveries.
 	own []*event
@@ -78,6 +80,9 @@ func (rs *Responses) put() {
 	if cap(rs.all) > keptResponses {
 		rs.all = nil
 	}
+	if cap(rs.todo) > keptResponses {
+		rs.todo = nil
+	}
 	if cap(rs.bodies) > keptBodies {
 		rs.bodies = nil
 	}
@@ -94,8 +99,11 @@ func (rs *Responses) clear() {
 		}
 		*b = body{own: b.own[:0], header: b.header[:0]}
 	}
-	rs.all, rs.bodies = rs.all[:0], rs.bodies[:0]
+	rs.all, rs.todo, rs.bodies = rs.all[:0], rs.todo[:0], rs.bodies[:0]
 }
+
+// more tells whether there are responses that finish has yet to make.
+func (rs *Responses) more() bool { return len(rs.todo) > 0 }
 
 // newBody appends a body, with the room of earlier ones.
 func (rs *Responses) newBody() *body {
@@ -109,7 +117,7 @@ func (rs *Responses) newBody() *body {
 }
 
 func (rs *Responses) reply(r *pb.WatchResponse) {
-	rs.all = append(rs.all, response{body: int32(len(rs.bodies))})
+	rs.todo = append(rs.todo, response{body: int32(len(rs.bodies))})
 	rs.newBody().reply = r
 }
 
@@ -117,17 +125,18 @@ func (rs *Responses) reply(r *pb.WatchResponse) {
 // events those are. Stream.mu is held.
 func (rs *Responses) add(d *delivery, n int) (events int) {
 	i := int32(len(rs.bodies))
-	before := len(rs.all)
+	before := len(rs.todo)
 	for _, w := range d.to[:n] {
 		if w.state != canceled { // else the client wants no more of it
 			w.elide = true
-			rs.all = append(rs.all, response{id: w.id, body: i})
+			rs.todo = append(rs.todo, response{id: w.id, body: i})
 		}
 	}
 	d.to[0].slot = i
 	b := rs.newBody()
 	b.to, b.revision, b.events, b.bytes = d.to[:n], d.revision, d.events, d.bytes
-	b.sent = len(rs.all) - before
+	b.created = d.to[0].is(prevKV) && d.created()
+	b.sent = len(rs.todo) - before
 	return b.sent * len(d.events)
 }
 
@@ -142,6 +151,9 @@ func (rs *Responses) joins(i int, d *delivery, fragmentBytes int) bool {
 	b := &rs.bodies[i]
 	if len(b.to) != len(d.to) || &b.to[0] != &d.to[0] {
 		return false
+	}
+	if d.to[0].is(prevKV) && !(b.created && d.created()) {
+		return false // how large previous values are is not known yet
 	}
 	limit := joinBytes
 	if fragmentBytes > 0 && d.to[0].is(fragment) {
@@ -163,35 +175,44 @@ func (rs *Responses) join(i int, d *delivery) (events int) {
 	return b.sent * len(d.events)
 }
 
-// finish makes the responses as their watchers want them.
-func (rs *Responses) finish(src Source, fragmentBytes int) {
-	split := false
-	for i := range rs.bodies {
-		b := &rs.bodies[i]
-		if b.reply != nil {
-			continue
-		}
-		if b.to[0].is(prevKV) {
-			b.readPrevious(src)
-		}
-		split = split || b.to[0].is(fragment)
-	}
-	if split && fragmentBytes > 0 {
-		rs.split(fragmentBytes)
-	}
+// created tells whether none of the events has a previous value.
+func (d *delivery) created() bool {
+	return !slices.ContainsFunc(d.events, func(e *event) bool { return !e.created })
 }
 
-// split splits those responses that are to be.
-func (rs *Responses) split(size int) {
-	whole := rs.all
-	rs.all = make([]response, 0, len(whole))
-	for _, r := range whole {
-		if b := &rs.bodies[r.body]; b.reply == nil && b.to[0].is(fragment) {
-			rs.splitOne(r, size)
+// finish makes the next responses as their watchers want them, in place of those that it made before: all there are, but that
+// it ends when it has read joinBytes of previous values.
+func (rs *Responses) finish(src Source, fragmentBytes int) {
+	special := false
+	for i := range rs.bodies {
+		b := &rs.bodies[i]
+		special = special || b.reply == nil && (b.to[0].is(prevKV) || b.to[0].is(fragment) && fragmentBytes > 0)
+	}
+	if !special {
+		rs.all, rs.todo = rs.todo, rs.all[:0]
+		return
+	}
+	for i := range rs.bodies {
+		rs.bodies[i].parts = nil // all responses with them have been sent
+	}
+	rs.all = rs.all[:0]
+	read := 0
+	for i, r := range rs.todo {
+		b := &rs.bodies[r.body]
+		if b.reply == nil && b.to[0].is(prevKV) && !b.created && b.parts == nil {
+			if read >= joinBytes {
+				rs.todo = rs.todo[:copy(rs.todo, rs.todo[i:])]
+				return
+			}
+			read += b.readPrevious(src)
+		}
+		if b.reply == nil && b.to[0].is(fragment) && fragmentBytes > 0 {
+			rs.splitOne(r, fragmentBytes)
 		} else {
 			rs.all = append(rs.all, r)
 		}
 	}
+	rs.todo = rs.todo[:0]
 }
 
 // splitOne appends r in responses that are smaller than size, or have only one
@@ -225,12 +246,14 @@ func (rs *Responses) splitOne(r response, size int) {
 	cut(len(whole.events))
 }
 
-// readPrevious makes the parts of a response with previous values.
-func (b *body) readPrevious(src Source) {
+// readPrevious makes the parts of a response with previous values, and returns how many bytes they are.
+func (b *body) readPrevious(src Source) (bytes int) {
 	b.parts = make([][]byte, len(b.events))
 	for i, e := range b.events {
 		b.parts[i] = e.encodedWithPrev(src)
+		bytes += len(b.parts[i])
 	}
+	return bytes
 }
 
 // part returns the i-th event, encoded.

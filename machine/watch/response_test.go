@@ -2,14 +2,22 @@ package watch
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/machine/mvcc"
 )
 
 // encode returns a message as a client gets it. It fails the test if the bytes
@@ -158,4 +166,110 @@ func TestPreviousValueIsNotKeptPastACompaction(t *testing.T) {
 	if got := prevOf(t, e, src); got != nil {
 		t.Fatalf("compacted to the revision of the event: %v", got)
 	}
+}
+
+// Previous values are read as they are sent, about as many at a time as responses have of events.
+func TestManyPreviousValues(t *testing.T) {
+	for _, fragments := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			const n = 64
+			src := newFakeSource()
+			large := strings.Repeat("x", joinBytes/2)
+			for i := range n {
+				src.write(fmt.Sprintf("k%02d=%s", i, large))
+			}
+			h := NewHub(src, Options{FragmentBytes: joinBytes})
+			defer h.Close()
+			s := h.NewStream()
+			defer s.Close()
+			next := func() (*Responses, int) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				rs, err := s.Next(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum := 0
+				for i := range rs.Len() {
+					b, err := rs.AppendMessage(nil, i)
+					if err != nil {
+						t.Fatal(err)
+					}
+					sum += len(b)
+				}
+				return rs, sum
+			}
+			for range 2 { // watchers, of one cohort
+				if err := s.Create(t.Context(), &pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), PrevKv: true, Fragment: fragments}); err != nil {
+					t.Fatal(err)
+				}
+				next()
+			}
+			var all []mvcc.RevisionEvents
+			for i := range n {
+				all = append(all, src.write(fmt.Sprintf("k%02d", i)), src.write(fmt.Sprintf("new%02d=", i))) // a deletion, and something beside it
+			}
+			h.Publish(all)
+			synctest.Wait()
+			seen := map[int64][]string{}
+			for len(seen[0]) < n || len(seen[1]) < n {
+				rs, sum := next()
+				if sum > 2*2*joinBytes {
+					t.Errorf("%d responses have %d MiB", rs.Len(), sum>>20)
+				}
+				for _, r := range decode(t, rs) {
+					for _, ev := range r.Events {
+						if ev.PrevKv == nil || len(ev.PrevKv.Value) != len(large) {
+							t.Errorf("%s comes without what was before", showEvent(ev))
+						}
+						seen[r.WatchId] = append(seen[r.WatchId], string(ev.Kv.Key))
+					}
+				}
+			}
+			for id, keys := range seen {
+				if len(keys) != n || !slices.IsSorted(keys) {
+					t.Errorf("watcher %d: %v", id, keys)
+				}
+			}
+		})
+	}
+}
+
+// closingSource closes the hub while it is asked, as where a snapshot replaces the state.
+type closingSource struct {
+	*fakeSource
+	close  func()
+	closed bool
+}
+
+func (s *closingSource) PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue {
+	if s.closed {
+		return nil // as mvcc.Store says after Close
+	}
+	kv := s.fakeSource.PrevKV(ev)
+	s.closed = true
+	s.close()
+	return kv
+}
+
+func TestCloseWhilePreviousValuesAreRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := &closingSource{fakeSource: newFakeSource()}
+		src.write("k=1")
+		h := NewHub(src, Options{})
+		src.close = h.Close
+		s := h.NewStream()
+		defer s.Close()
+		if err := s.Create(t.Context(), &pb.WatchCreateRequest{Key: []byte("k"), PrevKv: true}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Next(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		h.Publish([]mvcc.RevisionEvents{src.write("k=2"), src.write("k=3")})
+		synctest.Wait()
+		if rs, err := s.Next(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Errorf("%v, and %d responses, want %v", err, rs.Len(), ErrClosed)
+		}
+	})
 }
