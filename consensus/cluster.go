@@ -54,7 +54,7 @@ func (n *Node) SnapshotSent(id uint64, ok bool) {
 	if ok {
 		status = raft.SnapshotFinish
 	}
-	n.calls.put(func(c *core) { c.raft.ReportSnapshot(id, status) })
+	n.calls.put(func(c *core) { c.snapshotSent(id, status) })
 }
 
 // Gone tells that the process of a member has ended.

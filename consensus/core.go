@@ -77,10 +77,11 @@ type core struct {
 	elected  bool // and the first entries of the term are not yet appended
 	settled  bool // this leader has an entry of its term committed
 
-	applied    uint64        // raft was told that entries up to here are applied
-	conf       *pb.ConfState // as of applied
-	changeFrom uint64        // raft takes no further change of the membership before this entry is applied
-	received   uint64        // index of the last snapshot that raft took from another member
+	applied    uint64            // raft was told that entries up to here are applied
+	conf       *pb.ConfState     // as of applied
+	changeFrom uint64            // raft takes no further change of the membership before this entry is applied
+	received   uint64            // index of the last snapshot that raft took from another member
+	installs   map[uint64]uint64 // by a leader: the snapshot that a member was sent, until it says that it has it
 	presence
 }
 
@@ -117,6 +118,10 @@ func (c *core) step(m *pb.Message) {
 			c.asked = append(c.asked, m)
 		}
 		return
+	case pb.MsgHeartbeatResp:
+		if n := len(m.Context); n != 0 && n != 8 {
+			return // raft would read beyond its end
+		}
 	case pb.MsgStorageApplyResp:
 		if n := len(m.Entries); n > 0 {
 			c.applied = max(c.applied, m.Entries[n-1].GetIndex())
@@ -258,7 +263,7 @@ func (c *core) turn(lead uint64, state raft.StateType) {
 	c.elected = state == raft.StateLeader && c.state != raft.StateLeader
 	c.lead, c.state = lead, state
 	c.turned()
-	c.settled = false
+	c.settled, c.installs = false, nil
 	if state != raft.StateLeader {
 		c.unstable, c.asked = 0, nil
 		for _, r := range c.rounds {

@@ -553,6 +553,9 @@ func (n *Node) input() {
 func (n *Node) perform(out output) {
 	// First: who is let go below may ask whether this member leads.
 	n.publishStatus()
+	if n.alone.Load() && !n.core.alone() {
+		n.alone.Store(false) // before whom it follows now, or votes for, hears of that
+	}
 	if len(out.peers) > 0 {
 		n.cfg.Peers.Send(out.peers)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -337,4 +338,31 @@ func TestLoneLeaderTellsNobodyACommitIndexThatItDoesNotKnow(t *testing.T) {
 	if b.state != raft.StateLeader {
 		t.Fatalf("not the leader but %v", b.state)
 	}
+}
+
+// A member whose log was brought back from an older copy hears of its leader, who knows it to have had more: that ends the member, not
+// the program. And what no member sends does neither.
+func TestLeaderKnowsMoreThanTheLog(t *testing.T) {
+	l := newLog(t, vfs.NewMem())
+	n := follower5(t, l, newJournal())
+	from := func(kind pb.MessageType) *pb.Message {
+		return &pb.Message{Type: kind.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2))}
+	}
+	short := from(pb.MsgHeartbeatResp)
+	short.Context = []byte("short")
+	n.Receive(short)
+	must(t, n.call(t.Context(), func(*core) {}))
+	beat := from(pb.MsgHeartbeat)
+	beat.Commit = new(uint64(40))
+	n.Receive(beat)
+	select {
+	case <-n.Stopping():
+		if err := n.Err(); err == nil || !strings.Contains(err.Error(), "tocommit(40)") {
+			t.Errorf("it ends with %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("it goes on")
+	}
+	n.Close()
+	must(t, l.Close())
 }

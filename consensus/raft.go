@@ -13,7 +13,10 @@ import (
 
 // raftLogger passes raft's lines to zap. What raft holds for information is for
 // debugging: with asynchronous writes it says something about each of them.
-type raftLogger struct{ *zap.SugaredLogger }
+type raftLogger struct {
+	*zap.SugaredLogger
+	storage *storage
+}
 
 func (l raftLogger) Info(v ...any)                 { l.Debug(v...) }
 func (l raftLogger) Infof(format string, v ...any) { l.Debugf(format, v...) }
@@ -21,11 +24,23 @@ func (l raftLogger) Infof(format string, v ...any) { l.Debugf(format, v...) }
 func (l raftLogger) Warning(v ...any)                 { l.Warn(v...) }
 func (l raftLogger) Warningf(format string, v ...any) { l.Warnf(format, v...) }
 
-// storage is the log as raft reads it. Raft panics when a read fails; guard makes
+// Panic and Panicf end raft, which has met what must not be; guard makes an error of that. Most of it is what the leader
+// knows this member to have had: a program that embeds members must not end for one whose directory is an older copy.
+func (l raftLogger) Panic(v ...any) { l.Panicf("%s", fmt.Sprint(v...)) }
+
+func (l raftLogger) Panicf(format string, v ...any) {
+	if l.storage.failed == nil {
+		l.storage.failed = fmt.Errorf("consensus: the log does not fit what this member is told: "+format+
+			"; if its data directory or a part of it is an older copy, remove this member, empty the directory and add it again", v...)
+	}
+	panic(l.storage.failed)
+}
+
+// storage is the log as raft reads it. Raft panics when a read fails, or when it is told what does not fit the log; guard makes
 // an error of that. Owned by the goroutine that owns the core.
 type storage struct {
 	*wal.Log
-	failed   error // the read that failed
+	failed   error // the read that failed, or what raft says
 	snapshot func() (*pb.Snapshot, error)
 }
 
@@ -41,8 +56,7 @@ func (s *storage) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
 	return es, err
 }
 
-// guard runs f, which steps raft, and returns its error, or that of a read of
-// the log that made raft panic.
+// guard runs f, which steps raft, and returns its error, or why raft has panicked.
 func (s *storage) guard(f func() error) (err error) {
 	defer func() {
 		if s.failed == nil {
@@ -72,7 +86,7 @@ func newRaft(cfg *Config, log *storage, applied uint64) (*raft.RawNode, error) {
 		ReadOnlyOption:            raft.ReadOnlySafe,
 		DisableProposalForwarding: true, // core does it, with the term
 		StepDownOnRemoval:         true,
-		Logger:                    raftLogger{cfg.Logger.Sugar()},
+		Logger:                    raftLogger{cfg.Logger.Sugar(), log},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("consensus: %w", err)

@@ -109,10 +109,12 @@ func (n *Node) cut(durable uint64) uint64 {
 func (n *Node) noteNeed() {
 	d := &need{index: math.MaxUint64}
 	if n.core.state == raft.StateLeader {
-		n.core.raft.WithProgress(func(_ uint64, _ raft.ProgressType, p tracker.Progress) {
+		n.core.raft.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 			at := p.Match
-			if p.State == tracker.StateSnapshot {
-				at, d.bytes = max(at, p.PendingSnapshot), maxKeptForSnapshot
+			if sent := max(p.PendingSnapshot, n.core.installs[id]); sent > at {
+				at, d.bytes = sent, maxKeptForSnapshot
+			} else {
+				delete(n.core.installs, id)
 			}
 			d.index = min(d.index, at)
 		})
@@ -121,4 +123,18 @@ func (n *Node) noteNeed() {
 		n.needed.Store(d)
 	}
 	n.cfg.Log.Forget(min(n.applied.Load(), d.index))
+}
+
+// snapshotSent notes how it went to send a snapshot to a member, which needs the entries behind it next: raft knows no more than
+// what the member had before, until it has installed it.
+func (c *core) snapshotSent(id uint64, status raft.SnapshotStatus) {
+	c.raft.WithProgress(func(of uint64, _ raft.ProgressType, p tracker.Progress) {
+		if of == id && status == raft.SnapshotFinish && p.State == tracker.StateSnapshot {
+			if c.installs == nil {
+				c.installs = map[uint64]uint64{}
+			}
+			c.installs[id] = p.PendingSnapshot
+		}
+	})
+	c.raft.ReportSnapshot(id, status)
 }

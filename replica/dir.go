@@ -168,6 +168,10 @@ func (d *Dir) open(id *Identity, o Options) (err error) {
 // MakeWritable ends the time in which opening changes nothing. It is called
 // when all of the state has been loaded from the engine and fits the log.
 func (d *Dir) MakeWritable() error {
+	// First: which engine is in use follows from where the log begins, and that may not be on the disk yet.
+	if err := d.Log.Settle(); err != nil {
+		return err
+	}
 	if err := d.Engine.MakeWritable(); err != nil {
 		return Advise(err)
 	}

@@ -33,6 +33,7 @@ type Replica struct {
 
 	current    atomic.Pointer[Generation]
 	installing atomic.Bool
+	taken      atomic.Uint64 // the last snapshot that consensus has taken
 	outgoing   atomic.Uint64 // checkpoints made so far
 	flushed    chan struct{} // of whichever engine is current
 	retired    sync.WaitGroup
@@ -159,6 +160,7 @@ func (r *Replica) Install(index, term uint64) error {
 		return err
 	}
 	if err := r.dir.use(dir); err != nil {
+		g.Close()
 		return errors.Join(err, g.Engine.Close())
 	}
 	old := r.current.Load()

@@ -56,6 +56,9 @@ func (r *Replica) Begin(index uint64) (string, error) {
 	if applied := r.Applied(); index <= applied {
 		return "", fmt.Errorf("entry %d is applied here, and the snapshot is of entry %d", applied, index)
 	}
+	if taken := r.taken.Load(); taken > r.Applied() {
+		return "", fmt.Errorf("the snapshot of entry %d is being installed", taken)
+	}
 	dir := filepath.Join(r.dir.Path, SnapshotDir(index))
 	if _, err := r.dir.fs.Stat(dir); err == nil {
 		return "", fmt.Errorf("the snapshot of entry %d is being installed", index)
@@ -83,6 +86,9 @@ func (r *Replica) Complete(index uint64, dir string, hand func() (taken bool, er
 		r.cfg.Logger.Info("a snapshot came too late to be of use", zap.Uint64("index", index))
 		// What has the name of a complete one must be whole, also when a crash cuts the removal short.
 		return errors.Join(r.dir.fs.Rename(complete, dir), direct.RemoveAll(r.dir.fs, dir))
+	}
+	if err == nil {
+		r.taken.Store(index)
 	}
 	return err // after an error it may still be installed; the next start removes it if not
 }
