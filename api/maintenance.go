@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"io"
+	"sync/atomic"
+	"time"
 
 	"github.com/coreos/go-semver/semver"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -85,28 +87,79 @@ func (ms maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*p
 	return &pb.HashKVResponse{Header: ms.s.complete(nil), Hash: h, CompactRevision: compactRev, HashRevision: hashRev}, nil
 }
 
-// snapshotChunk is the size of the parts in which a snapshot is sent.
-const snapshotChunk = 32 << 10
+const (
+	// snapshotChunk is the size of the parts in which a snapshot is sent.
+	snapshotChunk = 32 << 10
+	// maxSnapshots bounds the snapshots that are sent at a time: each is a copy of all data on the member's disk.
+	maxSnapshots = 2
+	// snapshotPatience is for how long a client may take nothing of its snapshot.
+	snapshotPatience = 5 * time.Minute
+)
 
-// Snapshot implements pb.MaintenanceServer. The sum at the end of the file is a message of its
-// own, after one that says that nothing remains.
+var (
+	errManySnapshots = status.Errorf(codes.ResourceExhausted, "%d snapshots are being sent already, each of which is a copy of the data on this member's disk: "+
+		"try again when one is done, or ask another member", maxSnapshots)
+	errSnapshotStalled = status.Errorf(codes.DeadlineExceeded, "the client has taken nothing of the snapshot for %v", snapshotPatience)
+)
+
+// Snapshot implements pb.MaintenanceServer.
 func (ms maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
+	s := ms.s
+	select {
+	case s.snapshots <- struct{}{}:
+	default:
+		return errManySnapshots
+	}
 	ctx := stream.Context()
-	snap, err := ms.s.node.Snapshot(ctx)
+	snap, err := s.node.Snapshot(ctx)
 	if err != nil {
+		<-s.snapshots
 		return statusError(err)
 	}
-	defer snap.Close()
-	ms.s.log.Info("sending a snapshot", zap.Int64("bytes", snap.Size))
-	send := func(n, remaining int64) error {
-		if ctx.Err() != nil {
+	s.log.Info("sending a snapshot", zap.Int64("bytes", snap.Size))
+	var (
+		done  = make(chan error, 1)
+		taken atomic.Int64 // messages
+	)
+	// Ends with the stream, which ends with this handler; Server.Wait waits for it.
+	s.group.Go(func() {
+		err := sendSnapshot(snap, stream, &taken)
+		snap.Close()
+		<-s.snapshots
+		done <- err
+	})
+	look := time.NewTicker(s.snapshotPatience)
+	defer look.Stop()
+	for seen := int64(-1); ; {
+		select {
+		case err := <-done:
+			if err == nil {
+				s.log.Info("snapshot sent", zap.Int64("bytes", snap.Size))
+			}
+			return statusError(err)
+		case <-ctx.Done():
 			return statusError(context.Cause(ctx))
+		case <-look.C:
+			now := taken.Load()
+			if now == seen {
+				s.log.Warn("a snapshot's client takes nothing", zap.Duration("for", s.snapshotPatience))
+				return errSnapshotStalled
+			}
+			seen = now
 		}
+	}
+}
+
+// sendSnapshot sends a snapshot. The sum at the end of the file is a message of its own, after one that says that nothing
+// remains.
+func sendSnapshot(snap Snapshot, stream pb.Maintenance_SnapshotServer, taken *atomic.Int64) error {
+	send := func(n, remaining int64) error {
 		// A message keeps its bytes until it has been written to the connection.
 		blob := make([]byte, n)
 		if _, err := io.ReadFull(snap, blob); err != nil {
-			return statusError(err)
+			return err
 		}
+		defer taken.Add(1)
 		return stream.Send(&pb.SnapshotResponse{RemainingBytes: uint64(remaining), Blob: blob, Version: ClusterVersion()})
 	}
 	for left := snap.Size - sha256.Size; left > 0; {
@@ -116,11 +169,7 @@ func (ms maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream pb.Maintenanc
 			return err
 		}
 	}
-	if err := send(sha256.Size, 0); err != nil {
-		return err
-	}
-	ms.s.log.Info("snapshot sent", zap.Int64("bytes", snap.Size))
-	return nil
+	return send(sha256.Size, 0)
 }
 
 // MoveLeader implements pb.MaintenanceServer.

@@ -2,10 +2,12 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"io"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -113,6 +115,65 @@ func TestSnapshot(t *testing.T) {
 		if want := append(bytes.Clone(s.node.snapshot), sum[:]...); !bytes.Equal(all, want) {
 			t.Errorf("snapshot of %d bytes arrived as %d", size, len(all))
 		}
+	}
+}
+
+// untaken is a server with a snapshot that is larger than what is on its way to a client.
+func untaken(t *testing.T, patience time.Duration) (s *testServer, begin func(context.Context) (pb.Maintenance_SnapshotClient, error), allGone func()) {
+	s = newTestServer(t, nil)
+	s.snapshotPatience = patience
+	s.node.snapshot = make([]byte, 64<<20)
+	begin = func(ctx context.Context) (pb.Maintenance_SnapshotClient, error) {
+		stream, err := s.maint.Snapshot(ctx, &pb.SnapshotRequest{})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return stream, err
+	}
+	allGone = func() {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); len(s.snapshots) > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("a snapshot stays")
+			}
+		}
+	}
+	return s, begin, allGone
+}
+
+// A snapshot is a copy of everything on the member's disk: few are made at a time.
+func TestMaxSnapshots(t *testing.T) {
+	_, begin, allGone := untaken(t, snapshotPatience)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range maxSnapshots {
+		if _, err := begin(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := begin(ctx); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("one more: %v", err)
+	}
+	cancel()
+	allGone()
+	if _, err := begin(t.Context()); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// None stays for a client that takes nothing of it.
+func TestSnapshotThatIsNotTaken(t *testing.T) {
+	_, begin, allGone := untaken(t, 50*time.Millisecond)
+	stream, err := begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	allGone()
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a client that took nothing is told %v", err)
 	}
 }
 

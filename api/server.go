@@ -83,6 +83,9 @@ type Server struct {
 	readers     readers
 	health      *health.Server
 
+	snapshots        chan struct{} // those being sent
+	snapshotPatience time.Duration
+
 	stop  chan struct{}
 	once  sync.Once
 	group sync.WaitGroup // watchLeader, and the receiving halves of streams
@@ -116,7 +119,8 @@ func New(cfg Config) *Server {
 		// A lease must outlive the election of a leader that can renew it.
 		minLeaseTTL: int64(math.Ceil((3 * cfg.ElectionTimeout / 2).Seconds())),
 		health:      health.NewServer(),
-		stop:        make(chan struct{}),
+		snapshots:   make(chan struct{}, maxSnapshots), snapshotPatience: snapshotPatience,
+		stop: make(chan struct{}),
 	}
 	s.streams.init()
 	s.readers.init()

@@ -152,6 +152,15 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
+// A head that says that it has more files than a snapshot may have is refused before they take memory.
+func TestSnapshotHeadOfManyFiles(t *testing.T) {
+	head := append(binary.AppendUvarint([]byte{0}, 1<<24), make([]byte, 2<<24)...)
+	var err error
+	if n := footprint.Of(func() { _, err = decodeSnapshotHead(head) }); n > 1<<20 || err == nil || !strings.Contains(err.Error(), "16777216 files") {
+		t.Errorf("%v, and %d bytes", err, n)
+	}
+}
+
 func FuzzSnapshotHead(f *testing.F) {
 	h := &snapshotHead{snapshotMessage(1, 2), []snapshotFile{{"a", 1}, {"b", 0}}}
 	frame, err := h.frame()

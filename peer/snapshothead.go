@@ -69,7 +69,7 @@ func (h *snapshotHead) check() error {
 		return errors.New("a snapshot has no metadata")
 	}
 	if len(h.files) > maxSnapshotFiles {
-		return fmt.Errorf("a snapshot has %d files; at most %d are sent", len(h.files), maxSnapshotFiles)
+		return tooManyFiles(uint64(len(h.files)))
 	}
 	seen := make(map[string]bool, len(h.files))
 	left := int64(math.MaxInt64 / 2)
@@ -122,7 +122,11 @@ func decodeSnapshotHead(b []byte) (*snapshotHead, error) {
 	d := headDecoder{b: b}
 	h := &snapshotHead{message: &raftpb.Message{}}
 	message := d.bytes()
-	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
+	n := d.uvarint()
+	if n > maxSnapshotFiles {
+		return nil, tooManyFiles(n)
+	}
+	for ; n > 0 && d.err == nil; n-- {
 		h.files = append(h.files, snapshotFile{string(d.bytes()), int64(min(d.uvarint(), math.MaxInt64))})
 	}
 	if d.err != nil || len(d.b) > 0 {
@@ -132,6 +136,10 @@ func decodeSnapshotHead(b []byte) (*snapshotHead, error) {
 		return nil, fmt.Errorf("decode a snapshot's head: %w", err)
 	}
 	return h, h.check()
+}
+
+func tooManyFiles(n uint64) error {
+	return fmt.Errorf("a snapshot has %d files; at most %d are sent", n, maxSnapshotFiles)
 }
 
 type headDecoder struct {

@@ -2,6 +2,7 @@ package h2
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -162,6 +163,40 @@ func TestSendWaitsForRoom(t *testing.T) {
 	}
 	s.Release(false)
 	c.expect("1: reset INTERNAL_ERROR")
+}
+
+// An answer may be ended while another goroutine waits to send more of it.
+func TestFinishWhileSendWaits(t *testing.T) {
+	f := newFixture(t, nil)
+	c := f.dial(t)
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	c.call(1, "/later", "")
+	s := <-f.handler.later
+	c.must(s.Send(testHead, Bytes(make([]byte, sendQuota))))
+	sent := make(chan error, 1)
+	go func() { sent <- s.Send(nil, Bytes("abc")) }()
+	select {
+	case err := <-sent:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	c.must(s.Finish(nil, testTrailer))
+	select {
+	case err := <-sent:
+		if !errors.Is(err, ErrEnded) {
+			t.Errorf("Send returns %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("Send still waits")
+	}
+	s.Release(false)
+	c.expect("1: status=200 kind=test")
+	c.must(c.WriteWindowUpdate(0, sendQuota))
+	c.must(c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: sendQuota}))
+	for range sendQuota / maxFrame {
+		c.expect(`1: "16384 bytes"`)
+	}
+	c.expect("1: end=0 end")
 }
 
 // A peer that has requests refused, and does not read that, is not read either until it does.

@@ -66,7 +66,7 @@ func (s *Stream) Send(head []Field, body Appender) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for !s.ended && !s.taking {
+	for !s.ended && !s.finishing && !s.taking {
 		if len(s.unsent)-s.unsentAt >= sendQuota {
 			s.change.Wait()
 		} else if c.unsent > c.s.cfg.MaxUnsentBytes {
@@ -207,6 +207,11 @@ func (s *Stream) keep(head []Field, body Appender) error {
 func (s *Stream) finish(trailer []Field) {
 	if len(s.unsent) > s.unsentAt {
 		s.finishing, s.trailer = true, trailer
+		s.change.Broadcast() // to Send on another goroutine
+		c := s.c
+		if c.unsent > c.s.cfg.MaxUnsentBytes {
+			c.room.Broadcast()
+		}
 		return
 	}
 	s.sendTrailer(trailer)
