@@ -6,6 +6,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	raftpb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/lessor"
@@ -27,9 +28,14 @@ const (
 	leftFiles     = "left-files"     // what a snapshot was sent from stays
 	forgottenSync = "forgotten-sync" // a sync that failed is tried again, and succeeds
 	looseSnapshot = "loose-snapshot" // the files of a received snapshot are not synced
+	forgottenVote = "forgotten-vote" // whoever starts does not know whom it has voted for
+	earlyCut      = "early-cut"      // the log is cut up to what is applied, on the disk or not
+	revivedLease  = "revived-lease"  // a renewal of a lease that is gone succeeds
+	hastyBookmark = "hasty-bookmark" // a bookmark is ahead of what has been sent
+	deafStream    = "deaf-stream"    // a stream falls silent when there is nothing to send for a while
 )
 
-var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, hastyLease, renewedLeases, looseSnapshot, forgottenSync, uncutLog, openStream, leftFiles}
+var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, hastyLease, renewedLeases, looseSnapshot, forgottenSync, uncutLog, openStream, leftFiles, forgottenVote, earlyCut, revivedLease, hastyBookmark, deafStream}
 
 // doubled has a put applied twice, seldom.
 func (w *world) doubled(entries []machine.Entry) []machine.Entry {
@@ -104,4 +110,12 @@ func (w *world) known(t *lease.Table) lessor.Leases {
 		return t
 	}
 	return forgetful{t}
+}
+
+func (p *process) forgetVote() error {
+	hs, _, err := p.data.Log.InitialState()
+	if err != nil || hs.GetVote() == 0 {
+		return err
+	}
+	return p.data.Log.Append(&raftpb.HardState{Term: hs.Term, Vote: new(uint64), Commit: hs.Commit}, nil)
 }

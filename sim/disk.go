@@ -52,6 +52,7 @@ type Disk struct {
 	failure *Failure                                      // what fails; nil for nothing
 	logDied time.Time                                     // when a change of the log failed
 	forgets bool                                          // who syncs asks again when a sync fails, and is told that all is well
+	tired   bool                                          // reads take time
 }
 
 // Failure is how a disk is broken. A write that fails has written nothing. A sync that
@@ -134,6 +135,14 @@ func (d *Disk) SetRoom(n int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.room = n
+}
+
+// Tire has reads take time. Without that a process whose engine has failed would not get to hear of it: Pebble begins a
+// compaction that fails again at once, for ever, and a bubble's clock stands still meanwhile.
+func (d *Disk) Tire() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.tired = true
 }
 
 // Break has writes or syncs fail; with nil none does any more.
@@ -700,6 +709,11 @@ func (f *file) Read(b []byte) (int, error) {
 func (f *file) ReadAt(b []byte, off int64) (int, error) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
+	if f.d.tired {
+		f.d.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		f.d.mu.Lock()
+	}
 	if f.n.dir {
 		return 0, syscall.EISDIR
 	}

@@ -264,7 +264,12 @@ func (f *fault) rot() {
 	if len(files) == 0 {
 		return
 	}
+	// Of the log, whose checksums are Coterie's own, as often as of all else together.
+	if logs := slices.DeleteFunc(slices.Clone(files), func(name string) bool { return !strings.HasSuffix(name, ".wal") }); len(logs) > 0 && f.chance(50) {
+		files = logs
+	}
 	name := files[f.draw(len(files))]
+	w.tally.flips++
 	bit := f.Int64N(8 * m.firm(name))
 	w.say("bit %d of %s of member %d flips", bit, name, m.id)
 	if err := m.disk.Rot(name, bit); err != nil {

@@ -2,11 +2,14 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/coteriedb/coterie/machine/lease"
 )
 
 // leaseOwner is a lease as its owner sees it.
@@ -19,14 +22,14 @@ type leaseOwner struct {
 	left    bool      // its owner has left: it is not renewed
 }
 
-// aLease returns a lease that a client may use.
+// aLease returns a lease that a client may use, sometimes one that has ended.
 func (c *client) aLease() *leaseOwner {
 	w := c.w
 	if len(w.leaseIDs) == 0 {
 		return nil
 	}
 	l := w.leases[w.leaseIDs[c.draw(len(w.leaseIDs))]]
-	if l.ended {
+	if l.ended && !c.chance(25) {
 		return nil
 	}
 	return l
@@ -88,7 +91,13 @@ func (c *client) renew(op uint64) {
 				return
 			}
 			defer c.later()
+			if err != nil && w.canary == revivedLease && errors.Is(err, lease.ErrNotFound) {
+				ttl, err = int64(l.ttl/time.Second), nil
+			}
 			if err != nil {
+				if ended {
+					w.tally.gone++
+				}
 				return
 			}
 			if ended {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -42,6 +43,7 @@ type member struct {
 	founding *replica.Founding
 	disk     *Disk
 	p        *process // nil while none runs; changed with world.lock held
+	promise  promise  // what it has told others
 	opening  bool     // somebody has started it
 	gone     bool     // removed from the cluster, or its data is lost
 	rotten   bool     // a bit of its data has flipped
@@ -142,6 +144,7 @@ func (m *member) opened(p *process, err error) {
 		m.w.fail("member %d does not start: %v", m.id, err)
 		return
 	}
+	m.checkPromise(p)
 	m.w.say("member %d runs, entry %d applied", m.id, p.replica.Applied())
 	m.w.tally.restarts++
 	m.w.lock.Lock()
@@ -157,6 +160,7 @@ var errRemoved = errors.New("sim: the member has been removed")
 func (p *process) open() (err error) {
 	m := p.m
 	fatal := func(err error) {
+		p.disk.Tire()
 		m.w.post(fmt.Sprintf("fatal %d", m.id), func() { m.ended(p, fmt.Errorf("engine: %w", err)) })
 	}
 	plan := &m.w.plan
@@ -178,6 +182,9 @@ func (p *process) open() (err error) {
 	err = consensus.CheckLog(p.data.Log, state.Applied())
 	if err == nil {
 		err = p.data.MakeWritable()
+	}
+	if err == nil && m.w.canary == forgottenVote {
+		err = p.forgetVote()
 	}
 	if err == nil && state.Members.Removed(m.id) {
 		err = errRemoved
@@ -204,12 +211,15 @@ func (p *process) open() (err error) {
 	return nil
 }
 
+// progressInterval is how often watchers are told that nothing has happened.
+const progressInterval = 200 * time.Millisecond
+
 func (p *process) openMachine(eng *engine.Engine) (*machine.Machine, error) {
 	log := p.m.w.logger(p.m.id)
 	return machine.Open(machine.Options{
 		Engine: eng,
 		KV:     mvcc.Options{Logger: log, CompactionBatchLimit: p.m.w.plan.CompactionBatch, CompactionSleep: p.m.w.plan.CompactionSleep},
-		Watch: watch.Options{Logger: log, RingEvents: p.m.w.plan.RingEvents, ProgressInterval: 200 * time.Millisecond,
+		Watch: watch.Options{Logger: log, RingEvents: p.m.w.plan.RingEvents, ProgressInterval: progressInterval,
 			Jitter: func(n int64) int64 { return n / 2 }, FragmentBytes: 2 << 20},
 		Auth:   auth.Options{Logger: log},
 		Logger: log,
@@ -383,6 +393,14 @@ func (t tapped) Flushed() <-chan struct{} {
 	return t.Replica.Flushed()
 }
 
+// DurableIndex is the replica's.
+func (t tapped) DurableIndex() (uint64, error) {
+	if t.p.m.w.canary == earlyCut {
+		return t.Applied(), nil
+	}
+	return t.Replica.DurableIndex()
+}
+
 func (t tapped) Apply(entries []machine.Entry) ([]machine.Result, error) {
 	results, err := t.Replica.Apply(t.p.m.w.doubled(entries))
 	if err == nil && t.p.alive() {
@@ -470,7 +488,27 @@ func (p *process) takeTurn(t consensus.Turn) (err error) {
 			p.m.trouble = time.Time{}
 		}
 	}()
-	return p.node.Take(t)
+	if err := p.node.Take(t); err != nil || t != consensus.TurnLog && t != consensus.TurnTrim {
+		return err
+	}
+	p.checkCut()
+	return nil
+}
+
+// checkCut looks whether the log still has what a power failure would leave not applied: all behind the flushed part of the engine,
+// or behind a snapshot that is about to replace it.
+func (p *process) checkCut() {
+	durable, err1 := p.replica.DurableIndex()
+	first, err2 := p.data.Log.FirstIndex()
+	if err1 != nil || err2 != nil || first <= durable+1 {
+		return
+	}
+	if _, err := p.disk.Stat(filepath.Join("/data", replica.SnapshotDir(first-1))); err != nil {
+		w := p.m.w
+		w.post(fmt.Sprintf("cut %d", p.m.id), func() {
+			w.fail("member %d: its log begins with entry %d, and a power failure would leave entry %d applied", p.m.id, first, durable)
+		})
+	}
 }
 
 // crashed follows a crash that the disk has drawn.

@@ -70,7 +70,11 @@ func (x *watcher) begin() {
 			return
 		}
 		for {
+			began := time.Now()
 			rs, err := r.stream.Next(ctx)
+			if x.w.canary == deafStream && time.Since(began) > progressInterval/2 {
+				<-ctx.Done()
+			}
 			if err != nil {
 				x.w.post(name, func() { x.lost(turn, err) })
 				return
@@ -90,7 +94,7 @@ func (x *watcher) begin() {
 	})
 	// A connection does not last.
 	x.w.after(x.between(100*time.Millisecond, 4*time.Second), func() {
-		if x.turn == turn {
+		if x.turn == turn && !x.w.steady {
 			x.leave(nil)
 		}
 	})
@@ -144,6 +148,9 @@ func (x *watcher) told(turn int, m *pb.WatchResponse, err error) {
 		return
 	}
 	rev := m.GetHeader().GetRevision()
+	if x.w.canary == hastyBookmark && len(m.Events) == 0 && !m.Created && !m.Canceled {
+		rev++
+	}
 	switch {
 	case m.Created && m.CompactRevision == 0:
 		return

@@ -61,6 +61,7 @@ type world struct {
 	changesAsked int // of the membership
 	lastMember   uint64
 	answered     answered
+	steady       bool // watchers stay where they are
 	finished     bool // clients begin nothing more
 
 	mu     sync.Mutex
@@ -74,8 +75,8 @@ type world struct {
 
 // tally counts what a run has seen: a run in which nothing happens proves nothing.
 type tally struct {
-	crashes, kills, pauses, cuts, snapshots, restarts, changes, full, broken, rot int
-	acked, unknown, refused, reads, events, progress, expired, compactions        int
+	crashes, kills, pauses, cuts, snapshots, restarts, changes, full, broken, flips, rot int
+	acked, unknown, refused, reads, events, progress, expired, gone, compactions         int
 }
 
 // event is something that will happen.
