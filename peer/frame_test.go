@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"math"
@@ -16,10 +17,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/internal/footprint"
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 func TestFrames(t *testing.T) {
@@ -152,6 +155,49 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
+// When files have been received, a power failure leaves all of them: the log may go on behind what they hold.
+func TestReceivedFilesAreDurable(t *testing.T) {
+	disk := vfs.NewCrashableMem()
+	if err := disk.MkdirAll("/to", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	root, err := disk.OpenDir("/") // that the directory itself is there is for who makes it to see to
+	if err == nil {
+		err = errors.Join(root.Sync(), root.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stream bytes.Buffer
+	var files []snapshotFile
+	content := map[string][]byte{}
+	for i := range syncTogether + 3 {
+		name, b := fmt.Sprintf("%06d.sst", i), bytes.Repeat([]byte{byte(i)}, i*1000)
+		if i == 1 {
+			b = bytes.Repeat([]byte("x"), flushEvery+5)
+		}
+		content[name] = b
+		files = append(files, snapshotFile{name, int64(len(b))})
+		stream.Write(b)
+		stream.Write(binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli)))
+	}
+	if err := receiveFiles(disk, bufio.NewReader(&stream), "/to", files); err != nil {
+		t.Fatal(err)
+	}
+	left := disk.CrashClone(vfs.CrashCloneCfg{})
+	for name, want := range content {
+		f, err := left.Open("/to/" + name)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got, err := io.ReadAll(f)
+		if err := errors.Join(err, f.Close()); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes are left of %d: %v", name, len(got), len(want), err)
+		}
+	}
+}
+
 // A head that says that it has more files than a snapshot may have is refused before they take memory.
 func TestSnapshotHeadOfManyFiles(t *testing.T) {
 	head := append(binary.AppendUvarint([]byte{0}, 1<<24), make([]byte, 2<<24)...)
@@ -211,7 +257,9 @@ func FuzzSnapshotFiles(f *testing.F) {
 		}
 		dir := t.TempDir()
 		var err error
-		if n := footprint.Of(func() { err = receiveFiles(bufio.NewReader(bytes.NewReader(b)), dir, files) }); n > 16<<20 {
+		if n := footprint.Of(func() {
+			err = receiveFiles(direct.New(vfs.Default, received), bufio.NewReader(bytes.NewReader(b)), dir, files)
+		}); n > 16<<20 {
 			t.Errorf("%d bytes took %d", len(b), n)
 		}
 		a, readErr := os.ReadFile(filepath.Join(dir, "a"))

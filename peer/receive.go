@@ -9,7 +9,6 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -96,7 +95,7 @@ func (t *Transport) receiveSnapshot(from *remote, w http.ResponseWriter, r *http
 	if err != nil {
 		return fmt.Errorf("begin to receive a snapshot: %w", err)
 	}
-	if err := receiveFiles(frames.r, dir, head.files); err != nil {
+	if err := receiveFiles(direct.New(vfs.Default, received), frames.r, dir, head.files); err != nil {
 		t.cfg.Snapshots.Aborted(dir)
 		return err
 	}
@@ -133,14 +132,13 @@ func (t *Transport) readHead(frames *frameReader, from *remote, length int64) (*
 }
 
 // receiveFiles writes all files and makes them and their names durable.
-func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) (err error) {
+func receiveFiles(fs vfs.FS, r *bufio.Reader, dir string, files []snapshotFile) (err error) {
 	var open []vfs.File
 	defer func() {
 		for _, f := range open {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	fs := direct.New(vfs.Default, received)
 	piece := make([]byte, snapshotPiece)
 	for _, f := range files {
 		if len(open) == syncTogether {
@@ -161,7 +159,7 @@ func receiveFiles(r *bufio.Reader, dir string, files []snapshotFile) (err error)
 	if open, err = syncAll(open); err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
+	d, err := fs.OpenDir(dir)
 	if err != nil {
 		return err
 	}

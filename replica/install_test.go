@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -162,4 +163,26 @@ func TestNoSnapshotIsReceivedWhileAnotherIsInstalled(t *testing.T) {
 	names, err := fs.List("member2")
 	must(t, err)
 	t.Errorf("three are there at once: %v", names)
+}
+
+// What is installed must be of the entry that consensus was told of: else entries would be applied twice, or not at all.
+func TestAnotherIndexIsNotInstalled(t *testing.T) {
+	fs := vfs.NewMem()
+	ahead, behind := newMember(t, fs, 1), newMember(t, fs, 2)
+	ahead.put("2", "3", "4")
+	c, err := ahead.Take()
+	must(t, err)
+	defer c.Release()
+	told := c.Index + 1
+	into, err := behind.Begin(told)
+	must(t, err)
+	for _, name := range c.Files {
+		must(t, vfs.Copy(fs, filepath.Join(c.Dir, name), filepath.Join(into, name)))
+	}
+	err = behind.Complete(told, into, func() (bool, error) { return true, behind.Install(told, c.Term) })
+	if err == nil {
+		t.Errorf("a snapshot of entry %d is installed as one of entry %d", c.Index, told)
+	} else if want := fmt.Sprint(c.Index); !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, which does not name %s", err, want)
+	}
 }
