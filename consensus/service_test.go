@@ -12,6 +12,12 @@ import (
 	"github.com/coteriedb/coterie/machine"
 )
 
+// drawn returns what draws times below a bound, the same ones in each run.
+func drawn() func(time.Duration) time.Duration {
+	r := rand.New(rand.NewPCG(1, 0))
+	return func(bound time.Duration) time.Duration { return time.Duration(r.Int64N(int64(bound))) }
+}
+
 // TestServiceResumesWhenAMajorityIsWholeAgain: with one of three members down, and
 // the link between the others cut for longer than an election timeout, there is
 // nobody to elect. When the link is whole again they need no longer either.
@@ -28,12 +34,13 @@ func TestServiceResumesWhenAMajorityIsWholeAgain(t *testing.T) {
 			time.Sleep(tick / 3)
 		}
 		c.follower().stop()
+		within := drawn()
 		var longest, sum time.Duration
 		for range rounds {
 			l := c.leader()
-			time.Sleep(rand.N(timeout))
+			time.Sleep(within(timeout))
 			c.isolate(l.id, true)
-			time.Sleep(timeout + rand.N(2*timeout))
+			time.Sleep(timeout + within(2*timeout))
 			c.isolate(l.id, false)
 			began := time.Now()
 			must(t, propose(c.all()[0].node, "x").Err)
@@ -108,10 +115,11 @@ func TestServiceResumesWithinTwoElectionTimeouts(t *testing.T) {
 					c.found(id+1, []uint64{1, 2, 3})
 					time.Sleep(tick / 3) // nowhere else do clocks tick at one time
 				}
+				within := drawn()
 				var longest, sum time.Duration
 				for range rounds {
 					l := c.leader()
-					time.Sleep(timeout + rand.N(timeout)) // no two rounds meet the ticks at the same place
+					time.Sleep(timeout + within(timeout)) // no two rounds meet the ticks at the same place
 					succeeded := make(chan time.Time, 1<<12)
 					stop := make(chan struct{})
 					stopped := make(chan struct{})
