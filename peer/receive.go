@@ -189,10 +189,10 @@ func receiveFile(r io.Reader, f vfs.File, size int64, piece []byte) error {
 		if _, err := io.ReadFull(r, b); err != nil {
 			return err
 		}
+		sum = crc32.Update(sum, castagnoli, b) // before: a vfs.File may change what it writes
 		if _, err := f.Write(b); err != nil {
 			return err
 		}
-		sum = crc32.Update(sum, castagnoli, b)
 		size -= int64(len(b))
 	}
 	var want [fileChecksumLen]byte
