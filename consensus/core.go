@@ -58,6 +58,9 @@ type core struct {
 	numbered uint64            // batches sent to the leader of sentIn
 	sentIn   uint64            // the term of the last batch sent to a leader
 	missed   bool              // some of what was sent to the leader may have been lost
+	oldest   uint64            // sequence of the batch that has been under way for longest
+	waited   uint64            // ticks since it is that one, or was sent again
+	resent   uint              // so many times
 	adopted  []*pb.Message     // batches of other members that this leader has not appended yet
 	taken    map[origin]uint64 // the number of the last batch adopted of each, in takenIn
 	takenIn  uint64            // the term in which this member leads, or last adopted
@@ -90,6 +93,7 @@ func (c *core) tick(now time.Time) {
 	c.ticked = true
 	c.watch()
 	c.yield()
+	c.overdue()
 	c.sendAgain()
 	c.succeed()
 	c.expire(now)

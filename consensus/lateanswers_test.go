@@ -1,12 +1,15 @@
 package consensus
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine"
 )
 
 // leaderOfThree returns the core of member 5, which leads 1 and 2 and has an entry
@@ -99,5 +102,68 @@ func TestLateAnswersConfirmNoLaterRead(t *testing.T) {
 	b.settle()
 	if !*second {
 		t.Error("the read is not confirmed by its own answers")
+	}
+}
+
+// A batch of a follower overtakes another on its way to the leader, which does not take it then. Nobody tells of that: the follower sends
+// both again when the first has not come back for long, and ever more seldom.
+func TestWhatTheLeaderDoesNotTakeIsSentAgain(t *testing.T) {
+	const timeout = 10
+	l := newLog(t, vfs.NewMem())
+	t.Cleanup(func() { must(t, l.Close()) })
+	conf := &pb.ConfState{Voters: []uint64{1, 2, 5}}
+	l.SetConfState(conf)
+	rn, err := newRaft(&Config{ID: 5, ElectionTicks: 1000, Logger: zap.NewNop()}, &storage{Log: l}, 1)
+	must(t, err)
+	b := &bench{t: t, log: l, core: &core{id: 5, raft: rn, logger: zap.NewNop(), proposer: 1, batchMax: 1000, retryRead: time.Second,
+		termOf: l.Term, applied: 1, conf: conf, presence: presence{timeout: timeout}}}
+	b.step(&pb.Message{Type: pb.MsgHeartbeat.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2))})
+	b.settle()
+	sent := func() (numbers []uint64) {
+		for _, m := range b.outbox {
+			if m.GetType() == pb.MsgProp {
+				numbers = append(numbers, m.GetIndex())
+			}
+		}
+		b.outbox = nil
+		return numbers
+	}
+	for range 3 {
+		b.proposals = append(b.proposals, proposal{command: []byte("x"), deadline: time.Now().Add(time.Hour), done: func(machine.Result) {}})
+		b.propose()
+	}
+	all := []uint64{1, 2, 3}
+	if got := sent(); !slices.Equal(got, all) {
+		t.Fatalf("sent %v", got)
+	}
+	leader := leaderOfThree(t)
+	for _, number := range []uint64{1, 3, 2, 3} { // as they come, the third twice
+		batch := b.inflight[number-1]
+		leader.step(&pb.Message{Type: pb.MsgProp.Enum(), From: new(uint64(1)), To: new(uint64(5)),
+			Term: new(leader.raft.BasicStatus().GetTerm()), Index: &number, Entries: []*pb.Entry{batch.entry}})
+		if number == 2 && len(leader.adopted) != 2 {
+			t.Errorf("the leader has taken %d batches, want the first two", len(leader.adopted))
+		}
+	}
+	if len(leader.adopted) != 3 {
+		t.Errorf("the leader has taken %d batches in the end", len(leader.adopted))
+	}
+	for round, after := range []int{timeout, 2 * timeout, 4 * timeout} {
+		for tick := 1; tick <= after; tick++ {
+			b.tick(time.Now())
+			if got := sent(); tick < after && len(got) > 0 || tick == after && !slices.Equal(got, all) {
+				t.Fatalf("round %d, tick %d: sent %v", round, tick, got)
+			}
+		}
+	}
+	b.inflight = b.inflight[1:] // the first is applied
+	for range timeout - 1 {
+		b.tick(time.Now())
+	}
+	if got := sent(); len(got) > 0 {
+		t.Errorf("sent %v though one has come back", got)
+	}
+	if b.tick(time.Now()); !slices.Equal(sent(), all[1:]) {
+		t.Error("not sent again")
 	}
 }

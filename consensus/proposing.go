@@ -158,6 +158,22 @@ func (c *core) send(b *batch, lead uint64) {
 	})
 }
 
+// overdue has all that is on its way to the leader sent again when the oldest of it has not come back for an election timeout, then two,
+// four, up to 32. The leader takes none behind one that it has missed, be that lost without anybody telling or overtaken on its way,
+// and would not in all of its term.
+func (c *core) overdue() {
+	if len(c.inflight) == 0 || c.inflight[0].entry == nil {
+		c.oldest = 0
+		return
+	}
+	if first := c.inflight[0].sequence; first != c.oldest {
+		c.oldest, c.waited, c.resent = first, 0, 0
+	}
+	if c.waited++; c.waited >= uint64(c.timeout)<<c.resent {
+		c.missed, c.waited, c.resent = true, 0, min(c.resent+1, 5)
+	}
+}
+
 // sendAgain sends what the leader may have missed, once in a tick.
 func (c *core) sendAgain() {
 	b := c.raft.BasicStatus()
