@@ -363,6 +363,9 @@ func TestDamagedImage(t *testing.T) {
 // TestImageWithALongTail: one with so many changes after it that the history is read
 // as fast. It is still one that a compaction has to take away.
 func TestImageWithALongTail(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a minute under the race detector, and has one goroutine")
+	}
 	h := newHarness(t)
 	h.put("a", "1")
 	h.saveImage()
