@@ -92,7 +92,7 @@ const (
 	snapshotChunk = 32 << 10
 	// maxSnapshots bounds the snapshots that are sent at a time: each is a copy of all data on the member's disk.
 	maxSnapshots = 2
-	// snapshotPatience is for how long a client may take nothing of its snapshot.
+	// snapshotPatience is for how long a client may take nothing of its snapshot. It is noticed within as long again.
 	snapshotPatience = 5 * time.Minute
 )
 

@@ -88,7 +88,7 @@ type Server struct {
 
 	stop  chan struct{}
 	once  sync.Once
-	group sync.WaitGroup // watchLeader, and the receiving halves of streams
+	group sync.WaitGroup // watchLeader, the receiving halves of streams, and snapshots being sent
 }
 
 // New returns a server that answers for cfg.Node. Close and Wait end it.
@@ -119,8 +119,10 @@ func New(cfg Config) *Server {
 		// A lease must outlive the election of a leader that can renew it.
 		minLeaseTTL: int64(math.Ceil((3 * cfg.ElectionTimeout / 2).Seconds())),
 		health:      health.NewServer(),
-		snapshots:   make(chan struct{}, maxSnapshots), snapshotPatience: snapshotPatience,
-		stop: make(chan struct{}),
+		snapshots:   make(chan struct{}, maxSnapshots),
+		stop:        make(chan struct{}),
+
+		snapshotPatience: snapshotPatience,
 	}
 	s.streams.init()
 	s.readers.init()

@@ -12,23 +12,28 @@ import (
 	"github.com/coteriedb/coterie/machine"
 )
 
-// leaderOfThree returns the core of member 5, which leads 1 and 2 and has an entry
-// of its term committed.
-func leaderOfThree(t *testing.T) *bench {
+// oneOfThree returns the core of member 5 beside 1 and 2, which misses a leader after so many ticks.
+func oneOfThree(t *testing.T, timeout uint64) *bench {
 	l := newLog(t, vfs.NewMem())
 	t.Cleanup(func() { must(t, l.Close()) })
 	conf := &pb.ConfState{Voters: []uint64{1, 2, 5}}
 	l.SetConfState(conf)
 	rn, err := newRaft(&Config{ID: 5, ElectionTicks: 1000, Logger: zap.NewNop()}, &storage{Log: l}, 1)
 	must(t, err)
-	b := &bench{t: t, log: l, core: &core{id: 5, raft: rn, logger: zap.NewNop(), proposer: 1, batchMax: 1000, retryRead: time.Second,
-		termOf: l.Term, applied: 1, conf: conf, presence: presence{timeout: 1000}}}
+	return &bench{t: t, log: l, core: &core{id: 5, raft: rn, logger: zap.NewNop(), proposer: 1, batchMax: 1000, retryRead: time.Second,
+		termOf: l.Term, applied: 1, conf: conf, presence: presence{timeout: timeout}}}
+}
+
+// leaderOfThree returns the core of member 5, which leads 1 and 2 and has an entry
+// of its term committed.
+func leaderOfThree(t *testing.T) *bench {
+	b := oneOfThree(t, 1000)
 	must(t, b.raft.Campaign())
 	b.settle()
 	term := b.raft.BasicStatus().GetTerm()
 	b.step(&pb.Message{Type: pb.MsgVoteResp.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: &term})
 	b.settle()
-	last, err := l.LastIndex()
+	last, err := b.log.LastIndex()
 	must(t, err)
 	b.step(&pb.Message{Type: pb.MsgAppResp.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: &term, Index: &last})
 	b.settle()
@@ -109,14 +114,7 @@ func TestLateAnswersConfirmNoLaterRead(t *testing.T) {
 // both again when the first has not come back for long, and ever more seldom.
 func TestWhatTheLeaderDoesNotTakeIsSentAgain(t *testing.T) {
 	const timeout = 10
-	l := newLog(t, vfs.NewMem())
-	t.Cleanup(func() { must(t, l.Close()) })
-	conf := &pb.ConfState{Voters: []uint64{1, 2, 5}}
-	l.SetConfState(conf)
-	rn, err := newRaft(&Config{ID: 5, ElectionTicks: 1000, Logger: zap.NewNop()}, &storage{Log: l}, 1)
-	must(t, err)
-	b := &bench{t: t, log: l, core: &core{id: 5, raft: rn, logger: zap.NewNop(), proposer: 1, batchMax: 1000, retryRead: time.Second,
-		termOf: l.Term, applied: 1, conf: conf, presence: presence{timeout: timeout}}}
+	b := oneOfThree(t, timeout)
 	b.step(&pb.Message{Type: pb.MsgHeartbeat.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2))})
 	b.settle()
 	sent := func() (numbers []uint64) {

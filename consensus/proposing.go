@@ -169,7 +169,7 @@ func (c *core) overdue() {
 	if first := c.inflight[0].sequence; first != c.oldest {
 		c.oldest, c.waited, c.resent = first, 0, 0
 	}
-	if c.waited++; c.waited >= uint64(c.timeout)<<c.resent {
+	if c.waited++; c.waited >= c.timeout<<c.resent {
 		c.missed, c.waited, c.resent = true, 0, min(c.resent+1, 5)
 	}
 }
