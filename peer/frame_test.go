@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -169,7 +168,7 @@ func TestReceivedFilesAreDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stream bytes.Buffer
-	var files []snapshotFile
+	var files []File
 	content := map[string][]byte{}
 	for i := range syncTogether + 3 {
 		name, b := fmt.Sprintf("%06d.sst", i), bytes.Repeat([]byte{byte(i)}, i*1000)
@@ -177,11 +176,11 @@ func TestReceivedFilesAreDurable(t *testing.T) {
 			b = bytes.Repeat([]byte("x"), flushEvery+5)
 		}
 		content[name] = b
-		files = append(files, snapshotFile{name, int64(len(b))})
+		files = append(files, File{name, int64(len(b))})
 		stream.Write(b)
 		stream.Write(binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli)))
 	}
-	if err := receiveFiles(disk, bufio.NewReader(&stream), "/to", files); err != nil {
+	if err := ReceiveFiles(&stream, disk, "/to", files); err != nil {
 		t.Fatal(err)
 	}
 	left := disk.CrashClone(vfs.CrashCloneCfg{})
@@ -208,7 +207,7 @@ func TestSnapshotHeadOfManyFiles(t *testing.T) {
 }
 
 func FuzzSnapshotHead(f *testing.F) {
-	h := &snapshotHead{snapshotMessage(1, 2), []snapshotFile{{"a", 1}, {"b", 0}}}
+	h := &snapshotHead{snapshotMessage(1, 2), []File{{"a", 1}, {"b", 0}}}
 	frame, err := h.frame()
 	if err != nil {
 		f.Fatal(err)
@@ -223,8 +222,8 @@ func FuzzSnapshotHead(f *testing.F) {
 			t.Errorf("%d bytes", h.bytes())
 		}
 		for _, file := range h.files {
-			if strings.ContainsAny(file.name, `/\`) || file.name == ".." {
-				t.Errorf("took the name %q", file.name)
+			if strings.ContainsAny(file.Name, `/\`) || file.Name == ".." {
+				t.Errorf("took the name %q", file.Name)
 			}
 		}
 		frame, err := h.frame()
@@ -248,7 +247,7 @@ func FuzzSnapshotFiles(f *testing.F) {
 	f.Add(append(sealed(make([]byte, 3000)), sealed([]byte("second"))...), int64(3000), int64(6), true)
 	f.Add(sealed([]byte("cut")), int64(3), int64(math.MaxInt64/4), false)
 	f.Fuzz(func(t *testing.T, b []byte, first, second int64, seal bool) {
-		files := []snapshotFile{{"a", first}, {"b", second}}
+		files := []File{{"a", first}, {"b", second}}
 		if h := (&snapshotHead{snapshotMessage(1, 2), files}); h.check() != nil {
 			return
 		}
@@ -258,7 +257,7 @@ func FuzzSnapshotFiles(f *testing.F) {
 		dir := t.TempDir()
 		var err error
 		if n := footprint.Of(func() {
-			err = receiveFiles(direct.New(vfs.Default, received), bufio.NewReader(bytes.NewReader(b)), dir, files)
+			err = ReceiveFiles(bytes.NewReader(b), direct.New(vfs.Default, received), dir, files)
 		}); n > 16<<20 {
 			t.Errorf("%d bytes took %d", len(b), n)
 		}

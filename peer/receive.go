@@ -1,15 +1,10 @@
 package peer
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"net/http"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -17,19 +12,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/storage/direct"
-)
-
-const (
-	// received are the files of a snapshot that comes: no one reads them soon.
-	received vfs.DiskWriteCategory = "coterie-snapshot"
-	// flushEvery is how many bytes of a file are received before the disk begins
-	// to write them, where they go through the page cache: all at once, at the
-	// end, would hold up the log on the same disk.
-	flushEvery = 1 << 20
-	// syncTogether is how many files are synced one right after another: where a
-	// sync of a new file makes the file system commit its journal, which the log
-	// waits for, the first of them does that for all.
-	syncTogether = 64
 )
 
 var (
@@ -95,7 +77,7 @@ func (t *Transport) receiveSnapshot(from *remote, w http.ResponseWriter, r *http
 	if err != nil {
 		return fmt.Errorf("begin to receive a snapshot: %w", err)
 	}
-	if err := receiveFiles(direct.New(vfs.Default, received), frames.r, dir, head.files); err != nil {
+	if err := ReceiveFiles(frames.r, direct.New(vfs.Default, received), dir, head.files); err != nil {
 		t.cfg.Snapshots.Aborted(dir)
 		return err
 	}
@@ -129,81 +111,6 @@ func (t *Transport) readHead(frames *frameReader, from *remote, length int64) (*
 		return nil, fmt.Errorf("a snapshot has %d bytes; its head announces %d", length, want)
 	}
 	return head, nil
-}
-
-// receiveFiles writes all files and makes them and their names durable.
-func receiveFiles(fs vfs.FS, r *bufio.Reader, dir string, files []snapshotFile) (err error) {
-	var open []vfs.File
-	defer func() {
-		for _, f := range open {
-			err = errors.Join(err, f.Close())
-		}
-	}()
-	piece := make([]byte, snapshotPiece)
-	for _, f := range files {
-		if len(open) == syncTogether {
-			if open, err = syncAll(open); err != nil {
-				return err
-			}
-		}
-		file, err := fs.Create(filepath.Join(dir, f.name), received)
-		if err != nil {
-			return err
-		}
-		file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: flushEvery, NoSyncOnClose: true})
-		open = append(open, file)
-		if err := receiveFile(r, file, f.size, piece); err != nil {
-			return fmt.Errorf("receive a snapshot's file %s: %w", f.name, err)
-		}
-	}
-	if open, err = syncAll(open); err != nil {
-		return err
-	}
-	d, err := fs.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// syncAll syncs and closes files, and returns those that it has not closed.
-func syncAll(files []vfs.File) ([]vfs.File, error) {
-	for i, f := range files {
-		if err := f.Sync(); err != nil {
-			return files[i:], err
-		}
-		if err := f.Close(); err != nil {
-			return files[i+1:], err
-		}
-	}
-	return nil, nil
-}
-
-var errFileDamaged = errors.New("it was damaged on its way: its checksum does not match")
-
-// receiveFile writes a file and checks it.
-func receiveFile(r io.Reader, f vfs.File, size int64, piece []byte) error {
-	sum, written := uint32(0), size
-	for size > 0 {
-		b := piece[:min(size, int64(len(piece)))]
-		if _, err := io.ReadFull(r, b); err != nil {
-			return err
-		}
-		sum = crc32.Update(sum, castagnoli, b) // before: a vfs.File may change what it writes
-		if _, err := f.Write(b); err != nil {
-			return err
-		}
-		size -= int64(len(b))
-	}
-	var want [fileChecksumLen]byte
-	if _, err := io.ReadFull(r, want[:]); err != nil {
-		return err
-	}
-	if sum != binary.LittleEndian.Uint32(want[:]) {
-		return errFileDamaged
-	}
-	_, err := f.SyncTo(written) // what is still in memory sets out
-	return err
 }
 
 // whileTelling does work that may take long, and meanwhile tells the sender

@@ -2,13 +2,10 @@ package peer
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -16,16 +13,10 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
-
-	"github.com/coteriedb/coterie/storage/direct"
 )
 
-const (
-	// maxSending bounds the snapshots being sent, over all members.
-	maxSending = 2
-	// snapshotPiece is what is read, paced and written at once.
-	snapshotPiece = 256 << 10
-)
+// maxSending bounds the snapshots being sent, over all members.
+const maxSending = 2
 
 // Snapshot is a copy of the state at a moment, in files.
 type Snapshot struct {
@@ -129,42 +120,12 @@ func (r *remote) sendSnapshot(ctx context.Context, m *raftpb.Message) (int64, er
 func (t *Transport) stall() time.Duration { return 6 * max(t.cfg.ReadTimeout, t.cfg.WriteTimeout) }
 
 // sendFiles writes a snapshot's head and files, at the configured rate.
-func (r *remote) sendFiles(ctx context.Context, o *opened, head []byte, dir string, files []snapshotFile) error {
+func (r *remote) sendFiles(ctx context.Context, o *opened, head []byte, dir string, files []File) error {
 	w := &pacedWriter{ctx: ctx, w: o, pace: pacer{rate: r.t.cfg.SnapshotRate, strained: r.t.cfg.Strained}, count: &r.count.sentBytes}
 	if _, err := w.Write(head); err != nil {
 		return err
 	}
-	piece := direct.Buffer(snapshotPiece)
-	for _, f := range files {
-		if err := sendFile(w, filepath.Join(dir, f.name), f.size, piece); err != nil {
-			return fmt.Errorf("send a snapshot's file %s: %w", f.name, err)
-		}
-	}
-	return nil
-}
-
-// sendFile writes as many bytes as the head has announced, and their checksum.
-// Whole pieces are read, from a direct.Buffer.
-func sendFile(w io.Writer, name string, size int64, piece []byte) error {
-	f, err := direct.Open(vfs.Default, name)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // only read
-	sum := uint32(0)
-	for size > 0 {
-		b := piece[:min(size, int64(len(piece)))]
-		if _, err := io.ReadAtLeast(f, piece, len(b)); err != nil {
-			return err
-		}
-		sum = crc32.Update(sum, castagnoli, b)
-		if _, err := w.Write(b); err != nil {
-			return err
-		}
-		size -= int64(len(b))
-	}
-	_, err = w.Write(binary.LittleEndian.AppendUint32(nil, sum))
-	return err
+	return SendFiles(w, vfs.Default, dir, files)
 }
 
 // verdict waits until the receiver has answered. As long as it works it says

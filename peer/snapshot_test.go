@@ -410,7 +410,7 @@ func TestSnapshotHead(t *testing.T) {
 	good := func() *snapshotHead {
 		m := snapshotMessage(1, 2)
 		m.Snapshot.Data = nil
-		return &snapshotHead{m, []snapshotFile{{"a", 0}, {"b.sst", 1 << 40}}}
+		return &snapshotHead{m, []File{{"a", 0}, {"b.sst", 1 << 40}}}
 	}
 	frame, err := good().frame()
 	if err != nil {
@@ -430,16 +430,16 @@ func TestSnapshotHead(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(h *snapshotHead){
-		"path":        func(h *snapshotHead) { h.files[0].name = "../a" },
-		"parent":      func(h *snapshotHead) { h.files[0].name = ".." },
-		"directory":   func(h *snapshotHead) { h.files[0].name = "." },
-		"backslash":   func(h *snapshotHead) { h.files[0].name = `a\b` },
-		"no name":     func(h *snapshotHead) { h.files[0].name = "" },
-		"zero byte":   func(h *snapshotHead) { h.files[0].name = "a\x00" },
-		"long name":   func(h *snapshotHead) { h.files[0].name = strings.Repeat("a", 256) },
-		"twice":       func(h *snapshotHead) { h.files[0].name = "b.sst" },
-		"too long":    func(h *snapshotHead) { h.files[0].size = 1 << 62; h.files[1].size = 1 << 62 },
-		"negative":    func(h *snapshotHead) { h.files[0].size = -1 },
+		"path":        func(h *snapshotHead) { h.files[0].Name = "../a" },
+		"parent":      func(h *snapshotHead) { h.files[0].Name = ".." },
+		"directory":   func(h *snapshotHead) { h.files[0].Name = "." },
+		"backslash":   func(h *snapshotHead) { h.files[0].Name = `a\b` },
+		"no name":     func(h *snapshotHead) { h.files[0].Name = "" },
+		"zero byte":   func(h *snapshotHead) { h.files[0].Name = "a\x00" },
+		"long name":   func(h *snapshotHead) { h.files[0].Name = strings.Repeat("a", 256) },
+		"twice":       func(h *snapshotHead) { h.files[0].Name = "b.sst" },
+		"too long":    func(h *snapshotHead) { h.files[0].Size = 1 << 62; h.files[1].Size = 1 << 62 },
+		"negative":    func(h *snapshotHead) { h.files[0].Size = -1 },
 		"type":        func(h *snapshotHead) { h.message.Type = raftpb.MsgApp.Enum() },
 		"no metadata": func(h *snapshotHead) { h.message.Snapshot = nil },
 	} {

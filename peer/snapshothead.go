@@ -19,23 +19,16 @@ import (
 //	files   uvarint count, and for each
 //	        uvarint length, name; uvarint size
 //
-// The files follow in this order, each as its bytes and their CRC-32C (uint32,
-// little-endian).
+// The files follow in this order.
 const (
 	maxSnapshotHead  = 64 << 20
 	maxSnapshotFiles = 1 << 20
 	maxFileName      = 255
-	fileChecksumLen  = 4
 )
 
 type snapshotHead struct {
 	message *raftpb.Message
-	files   []snapshotFile
-}
-
-type snapshotFile struct {
-	name string
-	size int64
+	files   []File
 }
 
 // newSnapshotHead describes a snapshot that is sent in answer to m.
@@ -47,7 +40,7 @@ func newSnapshotHead(m *raftpb.Message, s *Snapshot) (*snapshotHead, error) {
 		if err != nil {
 			return nil, fmt.Errorf("a snapshot's file: %w", err)
 		}
-		h.files = append(h.files, snapshotFile{name, fi.Size()})
+		h.files = append(h.files, File{name, fi.Size()})
 	}
 	return h, h.check()
 }
@@ -57,7 +50,7 @@ func newSnapshotHead(m *raftpb.Message, s *Snapshot) (*snapshotHead, error) {
 func (h *snapshotHead) bytes() int64 {
 	n := int64(0)
 	for _, f := range h.files {
-		n += f.size + fileChecksumLen
+		n += f.Size + fileChecksumLen
 	}
 	return n
 }
@@ -74,14 +67,14 @@ func (h *snapshotHead) check() error {
 	seen := make(map[string]bool, len(h.files))
 	left := int64(math.MaxInt64 / 2)
 	for _, f := range h.files {
-		if err := checkFileName(f.name); err != nil {
+		if err := checkFileName(f.Name); err != nil {
 			return err
 		}
-		if seen[f.name] {
-			return fmt.Errorf("a snapshot names the file %q twice", f.name)
+		if seen[f.Name] {
+			return fmt.Errorf("a snapshot names the file %q twice", f.Name)
 		}
-		seen[f.name] = true
-		if left -= f.size + fileChecksumLen; f.size < 0 || left < 0 {
+		seen[f.Name] = true
+		if left -= f.Size + fileChecksumLen; f.Size < 0 || left < 0 {
 			return errors.New("a snapshot is longer than can be")
 		}
 	}
@@ -107,9 +100,9 @@ func (h *snapshotHead) frame() ([]byte, error) {
 	b = append(b, m...)
 	b = binary.AppendUvarint(b, uint64(len(h.files)))
 	for _, f := range h.files {
-		b = binary.AppendUvarint(b, uint64(len(f.name)))
-		b = append(b, f.name...)
-		b = binary.AppendUvarint(b, uint64(f.size))
+		b = binary.AppendUvarint(b, uint64(len(f.Name)))
+		b = append(b, f.Name...)
+		b = binary.AppendUvarint(b, uint64(f.Size))
 	}
 	if len(b) > maxSnapshotHead {
 		return nil, errors.New("a snapshot has too many files")
@@ -127,7 +120,7 @@ func decodeSnapshotHead(b []byte) (*snapshotHead, error) {
 		return nil, tooManyFiles(n)
 	}
 	for ; n > 0 && d.err == nil; n-- {
-		h.files = append(h.files, snapshotFile{string(d.bytes()), int64(min(d.uvarint(), math.MaxInt64))})
+		h.files = append(h.files, File{string(d.bytes()), int64(min(d.uvarint(), math.MaxInt64))})
 	}
 	if d.err != nil || len(d.b) > 0 {
 		return nil, errors.New("a snapshot's head is cut short or too long")

@@ -21,6 +21,7 @@ const (
 	unaskedRead   = "unasked-read"   // a linearizable read asks nobody whether it is up to date
 	lostEvent     = "lost-event"     // a watcher does not get the event of the compacted revision
 	doubledEntry  = "doubled-entry"  // some puts are applied twice
+	otherOrder    = "other-order"    // one member makes the puts of some transactions in another order
 	hastyLease    = "hasty-lease"    // the clock of leases goes a third too fast
 	renewedLeases = "renewed-leases" // whoever becomes leader takes every lease for just renewed
 	uncutLog      = "uncut-log"      // nobody cuts the log
@@ -35,7 +36,7 @@ const (
 	deafStream    = "deaf-stream"    // a stream falls silent when there is nothing to send for a while
 )
 
-var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, hastyLease, renewedLeases, looseSnapshot, forgottenSync, uncutLog, openStream, leftFiles, forgottenVote, earlyCut, revivedLease, hastyBookmark, deafStream}
+var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, otherOrder, hastyLease, renewedLeases, looseSnapshot, forgottenSync, uncutLog, openStream, leftFiles, forgottenVote, earlyCut, revivedLease, hastyBookmark, deafStream}
 
 // doubled has a put applied twice, seldom.
 func (w *world) doubled(entries []machine.Entry) []machine.Entry {
@@ -59,6 +60,35 @@ func (w *world) doubled(entries []machine.Entry) []machine.Entry {
 			if b, err := proto.Marshal(r); err == nil {
 				entries[i].Commands = slices.Clone(entries[i].Commands)
 				entries[i].Commands[j] = b
+			}
+		}
+	}
+	return entries
+}
+
+// reordered has one member exchange puts that follow each other in a transaction. That changes neither
+// its results nor what is read later, only the order of events and what is stored.
+func (p *process) reordered(entries []machine.Entry) []machine.Entry {
+	if p.m.w.canary != otherOrder || p.m.id != 1 {
+		return entries
+	}
+	entries = slices.Clone(entries)
+	for i := range entries {
+		entries[i].Commands = slices.Clone(entries[i].Commands)
+		for j, c := range entries[i].Commands {
+			r := &pb.InternalRaftRequest{}
+			if proto.Unmarshal(c, r) != nil || r.Txn == nil {
+				continue
+			}
+			ops := r.Txn.Success
+			for k := 1; k < len(ops); k++ {
+				if a, b := ops[k-1].GetRequestPut(), ops[k].GetRequestPut(); a != nil && b != nil && !a.PrevKv && !b.PrevKv {
+					ops[k-1], ops[k] = ops[k], ops[k-1]
+					if c, err := proto.Marshal(r); err == nil {
+						entries[i].Commands[j] = c
+					}
+					break
+				}
 			}
 		}
 	}

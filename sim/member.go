@@ -402,7 +402,7 @@ func (t tapped) DurableIndex() (uint64, error) {
 }
 
 func (t tapped) Apply(entries []machine.Entry) ([]machine.Result, error) {
-	results, err := t.Replica.Apply(t.p.m.w.doubled(entries))
+	results, err := t.Replica.Apply(t.p.reordered(t.p.m.w.doubled(entries)))
 	if err == nil && t.p.alive() {
 		t.p.m.w.truth.applied(t.p, entries, results)
 	}

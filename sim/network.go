@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -9,6 +10,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/coteriedb/coterie/peer"
 )
 
 // network carries messages between members. Each direction of each pair is a
@@ -151,39 +154,71 @@ func (n *network) receiver(from *process, id uint64) *process {
 	return to.p
 }
 
-func (n *network) copyFiles(from, to *process, src, dst string, files []string, pause time.Duration) error {
-	for i := range transferPauses {
-		time.Sleep(pause)
-		if n.receiver(from, to.m.id) != to {
-			return errCut
+// copyFiles has one member send files and another receive them, with the code that does it between processes. What they are connected
+// with stands still now and then.
+func (n *network) copyFiles(from, to *process, src, dst string, names []string, pause time.Duration) error {
+	var files []peer.File
+	c := &connection{net: n, from: from, to: to, pause: pause}
+	for _, name := range names {
+		fi, err := from.disk.Stat(src + "/" + name)
+		if err != nil {
+			return err
 		}
-		for _, name := range files[i*len(files)/transferPauses : (i+1)*len(files)/transferPauses] {
-			if err := n.copyFile(from, to, src+"/"+name, dst+"/"+name); err != nil {
-				return err
-			}
-		}
+		files = append(files, peer.File{Name: name, Size: fi.Size()})
+		c.bytes += fi.Size()
 	}
-	d, err := to.disk.OpenDir(dst)
-	if err != nil {
-		return err
-	}
-	return d.Sync()
+	r, w := io.Pipe()
+	c.PipeWriter = w
+	sent := make(chan error, 1)
+	go func() { // ends with the transfer
+		err := peer.SendFiles(c, from.disk, src, files)
+		w.CloseWithError(err)
+		sent <- err
+	}()
+	err := peer.ReceiveFiles(r, to.received(), dst, files)
+	r.CloseWithError(err)
+	return errors.Join(err, <-sent)
 }
 
-func (n *network) copyFile(from, to *process, src, dst string) error {
-	in, err := from.disk.Open(src)
-	if err != nil {
-		return err
-	}
-	out, err := to.disk.Create(dst, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(struct{ io.Writer }{out}, struct{ io.Reader }{in}); err != nil {
-		return err
-	}
-	if n.w.canary == looseSnapshot {
-		return nil
-	}
-	return out.Sync()
+// connection carries files, and breaks where one of its ends cannot be reached.
+type connection struct {
+	*io.PipeWriter
+	net      *network
+	from, to *process
+	bytes    int64 // of the files
+	written  int64
+	pauses   int64 // that there were
+	pause    time.Duration
 }
+
+func (c *connection) Write(b []byte) (int, error) {
+	c.written += int64(len(b))
+	for ; c.pauses < transferPauses && c.written*transferPauses >= c.bytes*c.pauses; c.pauses++ {
+		time.Sleep(c.pause)
+		if c.net.receiver(c.from, c.to.m.id) != c.to {
+			return 0, errCut
+		}
+	}
+	return c.PipeWriter.Write(b)
+}
+
+// received is where the process writes what it receives.
+func (p *process) received() vfs.FS {
+	if p.m.w.canary == looseSnapshot {
+		return loose{p.disk}
+	}
+	return p.disk
+}
+
+// loose is a file system that does not sync.
+type loose struct{ vfs.FS }
+
+func (l loose) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := l.FS.Create(name, category)
+	return unsynced{f}, err
+}
+
+type unsynced struct{ vfs.File }
+
+func (unsynced) Sync() error     { return nil }
+func (unsynced) SyncData() error { return nil }

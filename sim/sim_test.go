@@ -87,8 +87,13 @@ func TestCanaries(t *testing.T) {
 func firstFound(t *testing.T, canary string, faults int) *world {
 	t.Helper()
 	const most = 200
+	c := course{canary: canary}
+	if canary == otherOrder {
+		_ = c.without.Set("w0-99") // who watches would see it too: hashes are to find it alone
+	}
 	for seed := range uint64(most) {
-		if w := run(t, course{seed: seed + 1, canary: canary}); w.failed != "" && w.faults >= faults {
+		c.seed = seed + 1
+		if w := run(t, c); w.failed != "" && w.faults >= faults {
 			return w
 		}
 	}
