@@ -22,7 +22,7 @@ import (
 
 const (
 	// missed is how much is written while a member is away: a multiple of what the others may keep for it.
-	missed = 1 << 30
+	missed = 768 << 20
 	// logLimit is how large the log of the others may be meanwhile: Coterie keeps 256 MiB for those that lag, and its
 	// files are of 32 MiB, which go as a whole.
 	logLimit = (256 + 64 + 16) << 20
