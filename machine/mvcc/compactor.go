@@ -207,6 +207,7 @@ type passStep struct {
 	freed   int64
 	read    int    // bytes of records
 	key     []byte // scratch
+	limit   []byte // scratch
 	rec     record // the record that was decoded last
 	size    int    // its length
 }
@@ -266,6 +267,9 @@ func (p *passStep) revision(item *indexItem, hist *pebble.Iterator) error {
 			return err
 		}
 	}
+	if !r.tombstone && r.create == main && !p.before(hist, main) {
+		return hist.Error()
+	}
 	return p.predecessor(hist, main, len(key))
 }
 
@@ -292,6 +296,17 @@ func (p *passStep) decode(hist *pebble.Iterator, main int64) (*record, error) {
 		return nil, keyError(string(hist.Key()), main, err)
 	}
 	return &p.rec, nil
+}
+
+// before reports whether the revision main has changed the key of p.key before it made it. If not, there is nothing before that, or a
+// tombstone, and it is not looked for: behind it lies all that the engine has not forgotten yet of the key's earlier lives.
+func (p *passStep) before(hist *pebble.Iterator, main int64) bool {
+	p.limit = append(p.limit[:0], p.key...)
+	binary.BigEndian.PutUint64(p.limit[len(p.limit)-8:], ^uint64(main-1))
+	if hist.NextWithLimit(p.limit) != pebble.IterValid {
+		return false
+	}
+	return hist.Prev()
 }
 
 // predecessor deletes the version before the one of main that hist stands on,

@@ -1,8 +1,11 @@
 package mvcc
 
 import (
+	"fmt"
 	"testing"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
 // TestCompactionPace: however batches are divided, compaction pauses as much as it
@@ -21,5 +24,40 @@ func TestCompactionPace(t *testing.T) {
 		if got.limit != c.wantLimit || got.sleep != c.wantSleep {
 			t.Errorf("%d revisions and %v: %d and %v, want %d and %v", c.limit, c.sleep, got.limit, got.sleep, c.wantLimit, c.wantSleep)
 		}
+	}
+}
+
+// A key that comes and goes again and again, a lock's say, is compacted about as fast as so many keys that come and go once: what
+// is gone of it already is not looked through for each of its lives.
+func TestCompactionOfManyLives(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it is about time")
+	}
+	const lives, batch = 12_000, 500
+	took := func(keys int) time.Duration {
+		h := newHarness(t)
+		h.opts.CompactionSleep = time.Nanosecond
+		h.reopen()
+		for i := 0; i < lives; i += batch {
+			h.apply(func() {
+				for j := i; j < i+batch; j++ {
+					key := fmt.Appendf(nil, "%06d", j%keys)
+					_, err := h.s.Put(&pb.PutRequest{Key: key})
+					must(t, err)
+					_, err = h.s.DeleteRange(&pb.DeleteRangeRequest{Key: key})
+					must(t, err)
+				}
+			})
+		}
+		began := time.Now()
+		h.compact(h.s.Revision())
+		return time.Since(began)
+	}
+	one, many := time.Hour, time.Hour
+	for range 2 {
+		one, many = min(one, took(1)), min(many, took(lives))
+	}
+	if one > 2*many {
+		t.Errorf("%d lives of a key took %v, those of as many keys %v", lives, one, many)
 	}
 }
