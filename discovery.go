@@ -66,27 +66,31 @@ func (c *Config) discover(ctx context.Context) error {
 		return fmt.Errorf("discovery-endpoints: discovery must not be used when joining an existing cluster: set initial-cluster to its members, or initial-cluster-state to %q",
 			ClusterStateNew)
 	}
-	client, err := c.Discovery.client(ctx, c.Logger)
+	cfg, err := c.Discovery.clientConfig(ctx, c.Logger)
+	if err != nil {
+		return fmt.Errorf("discovery-endpoints: %w", err)
+	}
+	registry := discovery.Registry{
+		Token:          c.Discovery.Token,
+		RequestTimeout: c.Discovery.RequestTimeout,
+		Logger:         c.Logger.With(zap.Strings("discovery-endpoints", c.Discovery.Endpoints)),
+	}
+	client, err := discovery.Connect(ctx, registry, func() (*clientv3.Client, error) { return clientv3.New(*cfg) })
 	if err != nil {
 		return fmt.Errorf("discovery-endpoints: %w", err)
 	}
 	defer client.Close()
+	registry.KV, registry.Watcher = client, client
 	c.InitialClusterToken = c.Discovery.Token
-	found, err := discovery.Join(ctx, discovery.Registry{
-		KV:             client,
-		Watcher:        client,
-		Token:          c.Discovery.Token,
-		RequestTimeout: c.Discovery.RequestTimeout,
-		Logger:         c.Logger.With(zap.Strings("discovery-endpoints", c.Discovery.Endpoints)),
-	}, memberID(c.InitialAdvertisePeerURLs, c.InitialClusterToken), listing(c.Name, c.InitialAdvertisePeerURLs))
+	found, err := discovery.Join(ctx, registry, memberID(c.InitialAdvertisePeerURLs, c.InitialClusterToken), listing(c.Name, c.InitialAdvertisePeerURLs))
 	if err != nil {
 		return err
 	}
 	return c.found(found)
 }
 
-// client connects to the discovery service.
-func (d *Discovery) client(ctx context.Context, log *zap.Logger) (*clientv3.Client, error) {
+// clientConfig is how the discovery service is connected to.
+func (d *Discovery) clientConfig(ctx context.Context, log *zap.Logger) (*clientv3.Config, error) {
 	cfg, err := clientv3.NewClientConfig(&clientv3.ConfigSpec{
 		Endpoints:        d.Endpoints,
 		DialTimeout:      d.DialTimeout,
@@ -106,7 +110,7 @@ func (d *Discovery) client(ctx context.Context, log *zap.Logger) (*clientv3.Clie
 		return nil, err
 	}
 	cfg.Context, cfg.Logger = ctx, log
-	return clientv3.New(*cfg)
+	return cfg, nil
 }
 
 // found takes over a cluster that was discovered.

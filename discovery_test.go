@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/discovery"
@@ -117,7 +118,9 @@ func TestDiscover(t *testing.T) {
 	service := testConfig(t)
 	n := openNode(t, service)
 	defer func() { must(t, n.Close()) }()
-	client, err := (&Discovery{Endpoints: service.ListenClientURLs, DialTimeout: time.Second, InsecureTransport: true}).client(ctx, zap.NewNop())
+	cfg, err := (&Discovery{Endpoints: service.ListenClientURLs, DialTimeout: time.Second, InsecureTransport: true}).clientConfig(ctx, zap.NewNop())
+	must(t, err)
+	client, err := clientv3.New(*cfg)
 	must(t, err)
 	defer client.Close()
 	_, err = client.Put(ctx, "/_etcd/registry/t/_config/size", "3")
@@ -154,5 +157,32 @@ func TestDiscover(t *testing.T) {
 	must(t, again.resolveCluster(ctx))
 	if again.InitialCluster != members[0].InitialCluster {
 		t.Errorf("again: %s", again.InitialCluster)
+	}
+}
+
+// Members try for as long as the meeting place does not answer, say the docs.
+func TestDiscoveryWithAUserWaitsForTheMeetingPlace(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoint := "http://" + l.Addr().String()
+	l.Close() // nobody listens there yet
+	for _, user := range []string{"", "someone"} {
+		c := DefaultConfig()
+		c.Logger = zap.NewNop()
+		c.Discovery.Token, c.Discovery.Endpoints = "token", []string{endpoint}
+		c.Discovery.DialTimeout = 300 * time.Millisecond
+		c.Discovery.RequestTimeout = 300 * time.Millisecond
+		if user != "" {
+			c.Discovery.Username, c.Discovery.Password = user, "secret"
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		began := time.Now()
+		err := c.discover(ctx)
+		if took := time.Since(began); took < 1200*time.Millisecond {
+			t.Errorf("user %q: gave up after %v: %v", user, took, err)
+		}
+		cancel()
 	}
 }

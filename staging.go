@@ -25,9 +25,9 @@ type staging struct {
 
 // stage refuses directories that have anything in them.
 func stage(dataDir, logDir string) (_ *staging, err error) {
-	s := &staging{dirs: []string{dataDir}}
+	s := &staging{dirs: []string{filepath.Clean(dataDir)}}
 	if logDir != "" {
-		s.dirs = append(s.dirs, logDir)
+		s.dirs = append(s.dirs, filepath.Clean(logDir))
 	}
 	for _, dir := range s.dirs { // before anything is made
 		if err := refuseContents(dir); err != nil {

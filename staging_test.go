@@ -112,3 +112,11 @@ func TestStagingRefuses(t *testing.T) {
 		t.Error("a directory was made where none can be")
 	}
 }
+
+// A directory is named with a slash at its end, and does not exist.
+func TestRestoreToANameWithASlash(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data") + string(os.PathSeparator)
+	if _, err := Restore(t.Context(), RestoreConfig{Snapshot: snapshotOf(t), Cluster: &three, DataDir: dir}); err != nil {
+		t.Error(err)
+	}
+}

@@ -205,28 +205,37 @@ func (a *addressCheck) verify(ctx context.Context, cert *x509.Certificate, from 
 }
 
 // named reports whether the address has one of the names: by what the address resolves to, or what the names do. A
-// name that begins with "*." is for all below it.
+// name that begins with "*." is for all below it. All is looked up at once: what nobody answers keeps nothing waiting.
 func (a *addressCheck) named(ctx context.Context, host string, dnsNames []string) bool {
 	if len(dnsNames) == 0 {
 		return false
 	}
-	found, _ := a.names.LookupAddr(ctx, host) // an address need not have names
-	for _, name := range found {
-		name = strings.TrimSuffix(name, ".")
-		if slices.ContainsFunc(dnsNames, func(d string) bool { return coversName(d, name) }) {
-			return true
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	lookups := []func() bool{func() bool {
+		found, _ := a.names.LookupAddr(ctx, host) // an address need not have names
+		return slices.ContainsFunc(found, func(name string) bool {
+			name = strings.TrimSuffix(name, ".")
+			return slices.ContainsFunc(dnsNames, func(d string) bool { return coversName(d, name) })
+		})
+	}}
+	if address, err := netip.ParseAddr(host); err == nil {
+		for _, d := range dnsNames {
+			if strings.HasPrefix(d, "*.") {
+				continue
+			}
+			lookups = append(lookups, func() bool {
+				addrs, _ := a.names.LookupHost(ctx, d) // a name that does not resolve is not this address's
+				return slices.ContainsFunc(addrs, func(s string) bool { return sameAddress(s, address) })
+			})
 		}
 	}
-	address, err := netip.ParseAddr(host)
-	if err != nil {
-		return false
+	answers := make(chan bool, len(lookups))
+	for _, look := range lookups {
+		go func() { answers <- look() }() // ends with the context
 	}
-	for _, d := range dnsNames {
-		if strings.HasPrefix(d, "*.") {
-			continue
-		}
-		addrs, _ := a.names.LookupHost(ctx, d) // a name that does not resolve is not this address's
-		if slices.ContainsFunc(addrs, func(s string) bool { return sameAddress(s, address) }) {
+	for range lookups {
+		if <-answers {
 			return true
 		}
 	}

@@ -583,3 +583,30 @@ func TestMembersWithTLS(t *testing.T) {
 		})
 	}
 }
+
+// unanswered is a DNS that knows names and never answers for addresses.
+type unanswered struct{ fakeNames }
+
+func (unanswered) LookupAddr(ctx context.Context, _ string) ([]string, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (u unanswered) LookupHost(ctx context.Context, host string) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err // as net.Resolver
+	}
+	return u.fakeNames.LookupHost(ctx, host)
+}
+
+// A member whose certificate is for a name that has its address is accepted, also
+// where nobody answers what names the address has.
+func TestUnansweredReverseLookup(t *testing.T) {
+	names := unanswered{fakeNames{"b.example.com": {"10.0.0.3"}}}
+	began := time.Now()
+	err := (&addressCheck{names}).verify(t.Context(), &x509.Certificate{DNSNames: []string{"b.example.com"}}, &net.TCPAddr{IP: net.ParseIP("10.0.0.3"), Port: 1})
+	took := time.Since(began)
+	if err != nil || took > DefaultConfig().ElectionTimeout { // who dials has no more patience
+		t.Errorf("after %v: %v", took, err)
+	}
+}

@@ -66,7 +66,7 @@ func importHistory(ctx context.Context, eng *engine.Engine, c *etcdfile.Contents
 	}
 	scheduled := c.ScheduledCompaction
 	if bump > 0 {
-		if scheduled, err = to.Bump(bump); err != nil {
+		if scheduled, err = to.Bump(bump, max(c.ScheduledCompaction, c.FinishedCompaction)); err != nil {
 			return err
 		}
 	}

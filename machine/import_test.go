@@ -217,3 +217,18 @@ func TestRebaseToAnotherCluster(t *testing.T) {
 		t.Errorf("applied %d, members %v, 6 removed %v", h.Applied(), list, h.Members.Removed(6))
 	}
 }
+
+// The newest revision of a history is not that of its last change if a
+// compaction has taken that; a bump is from the revision that there was.
+func TestBumpAfterEverythingWasCompacted(t *testing.T) {
+	c := history(2)
+	c.ScheduledCompaction, c.FinishedCompaction = 9, 9
+	plain := imported(t, c, ImportOptions{})
+	defer plain.close()
+	before := plain.KV.Revision()
+	h := imported(t, c, ImportOptions{Bump: 5})
+	defer h.close()
+	if got := h.KV.Revision(); got != before+5 {
+		t.Errorf("revision %d after a bump by 5, and %d without one", got, before)
+	}
+}

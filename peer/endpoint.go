@@ -201,6 +201,16 @@ type opened struct {
 	endpoint endpoint
 }
 
+// cut ends the connection without a word. Taking leave, as Close does with TLS, may wait
+// until the other end reads.
+func (o *opened) cut() {
+	if c, ok := o.Conn.(interface{ NetConn() net.Conn }); ok {
+		c.NetConn().Close()
+		return
+	}
+	o.Close()
+}
+
 // maxAnswer bounds an answer to a request made by hand, and its header.
 const maxAnswer = 64 << 10
 

@@ -109,7 +109,7 @@ func (r *remote) move(es []endpoint) {
 	r.endpoints = es
 	for k, o := range r.out {
 		if o != nil && !slices.Contains(es, o.endpoint) {
-			o.Close() // its stream dials again
+			o.cut() // its stream dials again
 		}
 		wake(r.streams[k].kick)
 	}
@@ -127,14 +127,14 @@ func (r *remote) setOut(k kind, o *opened) {
 	defer r.mu.Unlock()
 	r.out[k] = o
 	if bulk := r.out[entries]; k == control && o == nil && bulk != nil {
-		bulk.Close() // it is as dead, and would take longer to find out
+		bulk.cut() // it is as dead, and would take longer to find out
 	}
 	if o != nil {
 		r.met = true
 		r.connections++
 		r.version = truncate(o.response.Header.Get(headerVersion), maxHeaderText)
 		if !slices.Contains(r.endpoints, o.endpoint) {
-			o.Close() // the member has moved while it was dialled
+			o.cut() // the member has moved while it was dialled
 		}
 	}
 	r.judge()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"sync/atomic"
@@ -122,6 +123,7 @@ func (t *Transport) stall() time.Duration { return 6 * max(t.cfg.ReadTimeout, t.
 // sendFiles writes a snapshot's head and files, at the configured rate.
 func (r *remote) sendFiles(ctx context.Context, o *opened, head []byte, dir string, files []File) error {
 	w := &pacedWriter{ctx: ctx, w: o, pace: pacer{rate: r.t.cfg.SnapshotRate, strained: r.t.cfg.Strained}, count: &r.count.sentBytes}
+	w.most = w.pace.within(r.t.stall() / 4)
 	if _, err := w.Write(head); err != nil {
 		return err
 	}
@@ -149,16 +151,23 @@ type pacedWriter struct {
 	ctx   context.Context // of the one who writes, for io.Writer takes none
 	w     io.Writer
 	pace  pacer
+	most  int // bytes at once, lest who reads takes a low rate for a stall
 	count *atomic.Uint64
 }
 
-func (w *pacedWriter) Write(p []byte) (int, error) {
-	if err := w.pace.wait(w.ctx, len(p)); err != nil {
-		return 0, err
+func (w *pacedWriter) Write(p []byte) (written int, err error) {
+	for len(p) > 0 && err == nil {
+		piece := p[:min(len(p), w.most)]
+		if err = w.pace.wait(w.ctx, len(piece)); err != nil {
+			break
+		}
+		var n int
+		n, err = w.w.Write(piece)
+		w.count.Add(uint64(n))
+		written += n
+		p = p[n:]
 	}
-	n, err := w.w.Write(p)
-	w.count.Add(uint64(n))
-	return n, err
+	return written, err
 }
 
 // pacer is a token bucket: it lets bytes pass at a rate, and what was not used
@@ -191,6 +200,14 @@ func (p *pacer) look(now time.Time) int64 {
 		}
 	}
 	return p.rate - p.held
+}
+
+// within returns how many bytes pass in a time, whatever the strain is; it is at least one.
+func (p *pacer) within(d time.Duration) int {
+	if p.rate < 0 {
+		return math.MaxInt
+	}
+	return int(max(1, min(float64(p.rate)/minShare*d.Seconds(), math.MaxInt32)))
 }
 
 // pacerCredit is how much of the past may be made up for: more than timers are

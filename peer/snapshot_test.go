@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -453,4 +454,68 @@ func TestSnapshotHead(t *testing.T) {
 			t.Errorf("%s: taken", name)
 		}
 	}
+}
+
+// A sender that is strained sends an eighth of its rate; a receiver gives up when nothing comes
+// for six timeouts, 30 s. A rate of 64 KiB/s is still no stall; here are timeouts of 100 ms
+// and a rate in the same proportion.
+func TestSlowSnapshotIsNotTakenForAStalledOne(t *testing.T) {
+	const timeout = 100 * time.Millisecond
+	short := func(c *Config, _ *nodeSetup) {
+		c.ReadTimeout, c.WriteTimeout = timeout, timeout
+		c.SnapshotRate = int64(64<<10) * int64(DefaultReadTimeout/timeout)
+		c.Strained = func() bool { return true }
+	}
+	a, b := start(t, 1, short), start(t, 2, short)
+	meet(t, a, b)
+	a.snapshots.give = makeSnapshot(t, map[string]int{"one": 3 << 20})
+	began := time.Now()
+	a.Send([]*raftpb.Message{snapshotMessage(1, 2)})
+	a.await("the snapshot's end", func() bool { return len(a.sent[2]) == 1 })
+	if !slices.Equal(a.sent[2], []bool{true}) {
+		t.Errorf("the snapshot failed after %v; nothing was wrong but that it is slow", time.Since(began))
+	}
+}
+
+// Send is called by raft's goroutine and must not wait. Update ends connections
+// under the lock that Send takes; to take leave of one of TLS would be to write, for up to five
+// seconds if the other end reads nothing.
+func TestSendDoesNotWaitForAClosingConnection(t *testing.T) {
+	server, dial := security(t)
+	secure := func(c *Config, s *nodeSetup) { c.DialTLS, s.tls = dial, server }
+	a, b := start(t, 1, secure), start(t, 2, secure)
+	c := start(t, 3, secure)
+	meet(t, a, b)
+	release := make(chan struct{})
+	defer close(release)
+	b.mu.Lock()
+	entered := make(chan struct{}, 1)
+	b.block = func(*raftpb.Message) { entered <- struct{}{}; <-release } // b hangs: it reads no more of the stream
+	b.mu.Unlock()
+	a.Send([]*raftpb.Message{bulk(1, 2, 1, 1)})
+	<-entered
+	r := a.remote(2)
+	r.mu.Lock()
+	raw := r.out[entries].Conn.(*tls.Conn).NetConn()
+	r.mu.Unlock()
+	// What is on its way fills the buffers of both ends, to the last byte.
+	for {
+		_ = raw.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := raw.Write(make([]byte, 256<<10)); err != nil && n == 0 {
+			break
+		}
+	}
+	_ = raw.SetWriteDeadline(time.Time{})
+	moved := make(chan struct{})
+	go func() {
+		defer close(moved)
+		a.Update([]Member{{2, []string{c.url}}}, nil) // b is said to be elsewhere
+	}()
+	time.Sleep(50 * time.Millisecond)
+	began := time.Now()
+	a.Send([]*raftpb.Message{message(raftpb.MsgHeartbeat, 1, 2, 2)})
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("Send took %v", took)
+	}
+	<-moved
 }

@@ -57,11 +57,11 @@ func decode(e *raftpb.Entry) (machine.Entry, error) {
 // decodeCommand returns the command for a machine; nil for one that changes
 // nothing there.
 func decodeCommand(data []byte) ([]byte, error) {
+	if isV2(data) { // first: one without a path and a value can be read as a command too
+		return nil, nil
+	}
 	r := &pb.InternalRaftRequest{}
 	if err := decoding.Unmarshal(data, r); err != nil {
-		if isV2(data) {
-			return nil, nil
-		}
 		return nil, fmt.Errorf("undecodable: %w", err)
 	}
 	switch {
@@ -118,7 +118,9 @@ func hasV2(r *pb.InternalRaftRequest) bool {
 	return false
 }
 
-// isV2 recognises a request of the v2 API: an id, a method and a path.
+// isV2 recognises a request of the v2 API: an id, a method and a path. The field of a
+// command that has the method's number holds a whole request, if anything, and no
+// request is the name of a method.
 func isV2(b []byte) bool {
 	var method, path string
 	for len(b) > 0 {

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/machine/mvcc"
+	"github.com/coteriedb/coterie/storage/engine"
 	"github.com/coteriedb/coterie/storage/etcdfile"
 	"github.com/coteriedb/coterie/storage/etcdlog"
 )
@@ -244,5 +246,60 @@ func TestASnapshotThatWasBeingInstalled(t *testing.T) {
 	defer s.Close()
 	if s.contents.AuthRevision != 8 || len(s.tail) != 0 || s.ClusterID != 5 || s.MemberID != 1 {
 		t.Errorf("got %+v of %+v", s, s.contents)
+	}
+}
+
+// syncOfV2 is the request that a leader of etcd 3.5 proposes each half second while
+// the v2 store has keys with a time to live: pb.Request{Method: "SYNC", ID, Time},
+// of which proto2's generated code writes all fields, also those that are empty.
+func syncOfV2() []byte {
+	number := func(b []byte, n protowire.Number, v uint64) []byte {
+		return protowire.AppendVarint(protowire.AppendTag(b, n, protowire.VarintType), v)
+	}
+	text := func(b []byte, n protowire.Number, s string) []byte {
+		return protowire.AppendString(protowire.AppendTag(b, n, protowire.BytesType), s)
+	}
+	b := number(nil, 1, 1<<60) // ID
+	b = text(b, 2, "SYNC")     // Method
+	b = text(b, 3, "")         // Path: Range of an InternalRaftRequest
+	b = text(b, 4, "")         // Val: Put
+	b = number(b, 5, 0)        // Dir: DeleteRange
+	b = text(b, 6, "")         // PrevValue: Txn
+	b = number(b, 7, 0)        // PrevIndex: Compaction
+	for _, n := range []protowire.Number{9, 10, 11, 12, 13, 14} {
+		b = number(b, n, 0) // Expiration, Wait, Since, Recursive, Sorted, Quorum
+	}
+	b = number(b, 15, 1_700_000_000_000_000_000) // Time
+	return number(b, 16, 0)                      // Stream
+}
+
+func TestSyncOfV2ChangesNothing(t *testing.T) {
+	if got, err := decodeCommand(syncOfV2()); got != nil || err != nil {
+		t.Errorf("it is taken for the command %x, %v", got, err)
+	}
+	put := encoded(t, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte("k")}})
+	s := source(t, 1, "")
+	s.contents.ScheduledCompaction, s.contents.FinishedCompaction, s.contents.AuthRevision = -1, -1, 1
+	s.contents.Revisions = func(etcdfile.RevisionFunc) error { return nil }
+	commit := uint64(12)
+	if err := s.takeTail(&etcdlog.Log{HardState: &raftpb.HardState{Commit: &commit}, LastIndex: 12,
+		Entries: []*raftpb.Entry{entryAt(11, put), entryAt(12, syncOfV2())}}); err != nil {
+		t.Fatal(err)
+	}
+	eng, err := engine.Open(engine.Options{Dir: t.TempDir(), Merger: machine.Merger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer eng.Close()
+	if _, err := s.Fill(t.Context(), eng, Target{Index: 1, Term: 1}); err != nil {
+		t.Fatal("the migration fails:", err)
+	}
+	m, err := machine.Open(machine.Options{Engine: eng, KV: mvcc.Options{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if rev := m.KV.Revision(); rev != 2 {
+		t.Errorf("the revision is %d, and one key was put: 2", rev)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -110,6 +111,9 @@ func Open(o Options, find func() (*Founding, error)) (_ *Dir, err error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := syncNames(o); err != nil {
+			return nil, err
+		}
 		if id, err = o.make(f); err != nil {
 			return nil, fmt.Errorf("make the data directory: %w", err)
 		}
@@ -120,16 +124,32 @@ func Open(o Options, find func() (*Founding, error)) (_ *Dir, err error) {
 	return d, nil
 }
 
-// makeDir makes a directory, if there is none, so that its name survives a
-// crash.
+// makeDir makes a directory, if there is none, and those above it, so that their
+// names survive a crash.
 func makeDir(fs vfs.FS, dir string) error {
-	if _, err := fs.Stat(dir); err == nil {
+	dir = filepath.Clean(dir)
+	parent := filepath.Dir(dir)
+	if _, err := fs.Stat(dir); err == nil || dir == parent {
 		return nil
+	}
+	if err := makeDir(fs, parent); err != nil {
+		return err
 	}
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return SyncDir(fs, filepath.Dir(dir))
+	return SyncDir(fs, parent)
+}
+
+// syncNames makes the names of the directories durable, if somebody else has just made them, or a start that
+// was interrupted. Where that is forbidden, so was making them.
+func syncNames(o Options) error {
+	for _, dir := range []string{o.Path, o.Log.Dir} {
+		if err := SyncDir(o.FS, filepath.Dir(filepath.Clean(dir))); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("make the data directory: %w", err)
+		}
+	}
+	return nil
 }
 
 func (d *Dir) lock(dir string) error {

@@ -5,6 +5,9 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+
+	"github.com/coteriedb/coterie/machine"
 )
 
 // FuzzIdentity reads whatever may stand in identity.json. What is accepted can be written and is then read as the same.
@@ -69,4 +72,25 @@ func content(tb testing.TB, fs vfs.FS) []byte {
 		tb.Fatal(err)
 	}
 	return b
+}
+
+// The name of the data directory must be durable before the member acknowledges
+// anything: in each directory that was made, and in that where the first of them is.
+func TestNameOfTheDataDirectorySurvivesACrash(t *testing.T) {
+	for _, path := range []string{"data", "data/", "var/lib/data"} {
+		disk := vfs.NewCrashableMem()
+		d, err := Open(Options{Path: path, FS: disk, Logger: zap.NewNop()}, func() (*Founding, error) {
+			return &Founding{ClusterID: 1, MemberID: 2, Members: []machine.Member{{ID: 2, PeerURLs: []string{"http://a:1"}}}}, nil
+		})
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		left := disk.CrashClone(vfs.CrashCloneCfg{})
+		if id, err := ReadIdentity(left, path); err != nil || id == nil || !id.Complete {
+			t.Errorf("%s: after a failure of the power there is %+v, %v", path, id, err)
+		}
+		d.Engine.Close()
+		d.Close()
+	}
 }

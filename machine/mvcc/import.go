@@ -100,12 +100,14 @@ func (i *Importer) flush() error {
 
 // Bump moves the revision ahead by n, as if that many changes had been made,
 // and returns it. What clients remember of the cluster that the history comes
-// from is then in the past.
-func (i *Importer) Bump(n uint64) (revision int64, err error) {
-	if n > uint64(math.MaxInt64/2) || i.main > math.MaxInt64/2 {
-		return 0, fmt.Errorf("the revision %d cannot be raised by %d", i.main, n)
+// from is then in the past. That had a revision of at least that which it was
+// compacted to: a compaction may have deleted the change that made it.
+func (i *Importer) Bump(n uint64, compacted int64) (revision int64, err error) {
+	was := max(i.main, compacted, 1)
+	if n > uint64(math.MaxInt64/2) || was > math.MaxInt64/2 {
+		return 0, fmt.Errorf("the revision %d cannot be raised by %d", was, n)
 	}
-	to := max(i.main, 1) + int64(n)
+	to := was + int64(n)
 	return to, i.Add(to, 0, false, &mvccpb.KeyValue{})
 }
 

@@ -84,8 +84,11 @@ var (
 		bucketMembersRemoved, bucketAuth, bucketAuthUsers, bucketAuthRoles}
 )
 
-// changesPerTx bounds the memory of the bbolt transaction that is written.
-const changesPerTx = 10_000
+// A bbolt transaction holds what it writes in memory. These bound it.
+const (
+	changesPerTx = 10_000
+	bytesPerTx   = 16 << 20 // and one change
+)
 
 // Write makes a snapshot file at path, which must not exist. On an error nothing
 // is left there.
@@ -279,9 +282,9 @@ func putMessage(b *bolt.Bucket, key []byte, m proto.Message) error {
 // pages are filled to the brim.
 func writeChanges(ctx context.Context, db *bolt.DB, c *Contents) error {
 	var (
-		tx *bolt.Tx
-		b  *bolt.Bucket
-		n  int
+		tx       *bolt.Tx
+		b        *bolt.Bucket
+		n, bytes int // in tx
 	)
 	commit := func() error {
 		if tx == nil {
@@ -302,6 +305,7 @@ func writeChanges(ctx context.Context, db *bolt.DB, c *Contents) error {
 			}
 			b = tx.Bucket(bucketKey)
 			b.FillPercent = 1
+			n, bytes = 0, 0
 		}
 		v, err := proto.Marshal(kv)
 		if err != nil {
@@ -310,7 +314,9 @@ func writeChanges(ctx context.Context, db *bolt.DB, c *Contents) error {
 		if err := b.Put(revisionKey(main, sub, tombstone), v); err != nil {
 			return err
 		}
-		if n++; n%changesPerTx == 0 {
+		n++
+		bytes += len(v)
+		if n >= changesPerTx || bytes >= bytesPerTx {
 			return commit()
 		}
 		return nil

@@ -162,7 +162,7 @@ func (t *tree) slice(p *page, off int, pos, n uint32) ([]byte, error) {
 // walk is one pass over a bucket. It meets each page once, in the order of keys.
 type walk struct {
 	t    *tree
-	seen map[uint64]bool // pages with children: one that is its own descendant ends here
+	seen map[uint64]bool // pages without keys of their own: one that is its own descendant, or is met again, ends here
 	last []byte
 	any  bool
 	fn   func(key, value []byte, bucket bool) error
@@ -203,13 +203,16 @@ func (w *walk) at(id uint64, depth int) error {
 	if err != nil {
 		return err
 	}
+	if w.seen[id] {
+		return w.t.damaged("page %d is in a tree twice", id)
+	}
 	switch p.flags {
 	case pageLeaf:
+		if p.count == 0 { // its keys tell of others that it is met again
+			w.seen[id] = true
+		}
 		return w.leaf(p)
 	case pageBranch:
-		if w.seen[id] {
-			return w.t.damaged("page %d is in a tree twice", id)
-		}
 		w.seen[id] = true
 		return w.branch(p, depth)
 	}
