@@ -55,6 +55,14 @@ func readMembership(eng *engine.Engine) (*membership, error) {
 	if err := readJSON(eng, keyRemoved, &now.removed); err != nil && !errors.Is(err, engine.ErrNotFound) {
 		return nil, fmt.Errorf("read the removed members: %w", err)
 	}
+	for i, m := range now.list {
+		if m.ID == 0 || i > 0 && m.ID <= now.list[i-1].ID {
+			return nil, fmt.Errorf("read the members: they are damaged: member %x is number %d of the list", m.ID, i+1)
+		}
+	}
+	if !slices.IsSorted(now.removed) {
+		return nil, errors.New("read the removed members: they are damaged: they are not in order")
+	}
 	return now, nil
 }
 
