@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,12 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/goleak"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/coteriedb/coterie/consensus"
 	"github.com/coteriedb/coterie/guard"
@@ -569,4 +569,155 @@ func corrupt(t *testing.T, cfg Config) {
 		t.Fatalf("changed %d values", changed)
 	}
 	must(t, errors.Join(it.Close(), eng.Commit(b), b.Close(), eng.Flush(), eng.Close()))
+}
+
+// A member that has lost its data comes back and, with another that missed an acknowledged write, outvotes the
+// one that has it. It must be refused: the member that it asks knows that it has started. Only the client URLs
+// are looked at, which a legal configuration has none of.
+func TestLostDataWithoutClientURLs(t *testing.T) {
+	t.Parallel() // it mostly waits
+	configs := testCluster(t, 3)
+	for i := range configs {
+		configs[i].AdvertiseClientURLs = nil // "Empty means that clients cannot find this member by the list"
+	}
+	nodes := openAll(t, configs)
+	for _, n := range nodes { // all have started, and the cluster knows it
+		eventually(t, func() string {
+			for _, m := range n.machine().Members.List() {
+				if m.Name == "" {
+					return "not all have told their names"
+				}
+			}
+			return ""
+		})
+	}
+	must(t, nodes[1].Close())
+	_, err := nodes[0].Client().Put(t.Context(), "acknowledged", "v") // on the disks of m1 and m3
+	must(t, err)
+	must(t, nodes[2].Close())
+	must(t, nodes[0].Close())
+
+	nodes[1] = openNode(t, configs[1])
+	defer nodes[1].Close()
+	lost := configs[2]
+	lost.DataDir += "-new"
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	again, err := Open(ctx, lost)
+	if err != nil {
+		if strings.Contains(err.Error(), "has already been bootstrapped") {
+			return // as it should be
+		}
+		t.Fatal(err)
+	}
+	defer again.Close()
+	t.Error("a member without its data was let in as if it had never voted")
+	got, err := again.Client().Get(ctx, "acknowledged")
+	if err == nil && len(got.Kvs) == 0 {
+		t.Error("and a linearizable read does not find an acknowledged write")
+	}
+}
+
+// The same, with client URLs, where the first of the others hangs (a process that is stopped, a host that
+// is off) and the second one would tell.
+func TestLostDataBesideAHungMember(t *testing.T) {
+	t.Parallel() // it mostly waits
+	configs := testCluster(t, 3)
+	nodes := openAll(t, configs)
+	must(t, nodes[2].Close())
+	// The URLs are asked in their order.
+	first, second := 0, 1
+	if configs[1].ListenPeerURLs[0] < configs[0].ListenPeerURLs[0] {
+		first, second = 1, 0
+	}
+	must(t, nodes[first].Close())
+	defer func() { must(t, nodes[second].Close()) }()
+	hung, err := net.Listen("unix", strings.TrimPrefix(configs[first].ListenPeerURLs[0], "unix://"))
+	must(t, err)
+	defer hung.Close() // it accepts, and answers nothing
+
+	lost := configs[2]
+	lost.DataDir += "-new"
+	refused(t, lost, "has already been bootstrapped")
+}
+
+// The same through the other door: --initial-cluster-state=existing, which who has joined keeps in his flags.
+func TestLostDataJoinsAsExisting(t *testing.T) {
+	t.Parallel() // it mostly waits
+	configs := testCluster(t, 3)
+	nodes := openAll(t, configs)
+	for _, n := range nodes {
+		eventually(t, func() string {
+			for _, m := range n.machine().Members.List() {
+				if len(m.ClientURLs) == 0 {
+					return "not all have told their client URLs"
+				}
+			}
+			return ""
+		})
+	}
+	must(t, nodes[1].Close())
+	_, err := nodes[0].Client().Put(t.Context(), "acknowledged", "v") // on the disks of m1 and m3
+	must(t, err)
+	must(t, nodes[2].Close())
+	must(t, nodes[0].Close())
+
+	nodes[1] = openNode(t, configs[1])
+	defer nodes[1].Close()
+	lost := configs[2]
+	lost.DataDir += "-new"
+	lost.InitialClusterState = ClusterStateExisting
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	again, err := Open(ctx, lost)
+	if err != nil {
+		if strings.Contains(err.Error(), "has already been bootstrapped") {
+			return // as it should be
+		}
+		t.Fatalf("not refused for what it is: %v", err)
+	}
+	defer again.Close()
+	t.Error("a member without its data was let in as if it had never voted")
+	got, err := again.Client().Get(ctx, "acknowledged")
+	t.Logf("a linearizable read: %v, %v", got, err)
+	if err == nil && len(got.Kvs) == 0 {
+		t.Error("and a linearizable read does not find an acknowledged write")
+	}
+}
+
+// A leader that hangs holds up who asks another member to promote for ever.
+func TestPromoteIsBounded(t *testing.T) {
+	t.Parallel() // it mostly waits
+	configs := testCluster(t, 3)
+	nodes := openAll(t, configs)
+	defer closeAll(t, nodes)
+	l := leaderOf(t, nodes)
+	l.peers.Handle(callPromote, func(ctx context.Context, _ []byte) ([]byte, error) { // as if the process were stopped
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	limit := requestTimeout(&configs[0]) + 5*time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	_, err := others(nodes, l)[0].Client().MemberPromote(ctx, 1)
+	if ctx.Err() != nil {
+		t.Errorf("not answered for %v: %v", limit, err)
+	}
+}
+
+// The bound on learners is to hold whoever adds them at the same time.
+func TestMaxLearners(t *testing.T) {
+	cfg := testConfig(t)
+	n := openNode(t, cfg)
+	defer n.Close()
+	var group sync.WaitGroup
+	for i := range 16 {
+		group.Go(func() {
+			_, _ = n.Client().MemberAddAsLearner(t.Context(), []string{fmt.Sprintf("http://127.0.0.1:%d", 1000+i)})
+		})
+	}
+	group.Wait()
+	if got := len(n.machine().Members.Learners()); got > cfg.MaxLearners {
+		t.Errorf("%d learners, though there may be %d", got, cfg.MaxLearners)
+	}
 }

@@ -15,7 +15,7 @@ import (
 
 const (
 	// askTimeout is how long a member that founds a cluster waits for the others
-	// to say whether they know it already.
+	// to say whether they know it already, and one that joins for further answers.
 	askTimeout = time.Second
 	// joinTimeout is how long a member that joins waits for one of the others.
 	joinTimeout = 10 * time.Second
@@ -62,50 +62,81 @@ func (c *Config) refuseRefounding(ctx context.Context, f *replica.Founding, conf
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	id, members, err := peer.Fetch(ctx, others, c.peerDialTLS)
-	if err != nil || id != f.ClusterID {
-		return nil // nobody is there yet, or not of this cluster, which the members will tell each other
+	answers, err := peer.Fetch(ctx, others, askTimeout, c.peerDialTLS)
+	if err != nil {
+		return nil // nobody is there yet
 	}
-	i := slices.IndexFunc(members, func(m peer.FetchedMember) bool { return m.ID == f.MemberID })
-	if i >= 0 && len(members[i].ClientURLs) == 0 {
-		return nil
+	for _, a := range answers {
+		if a.ClusterID != f.ClusterID {
+			continue // the members will tell each other
+		}
+		i := slices.IndexFunc(a.Members, func(m peer.FetchedMember) bool { return m.ID == f.MemberID })
+		if i < 0 {
+			return fmt.Errorf("member %x has been removed from the cluster: add it again, and start it with --initial-cluster-state=%s", f.MemberID, ClusterStateExisting)
+		}
+		if a.Members[i].Started() {
+			return c.forgotten(f.MemberID)
+		}
 	}
-	if i < 0 {
-		return fmt.Errorf("member %x has been removed from the cluster: add it again, and start it with --initial-cluster-state=%s", f.MemberID, ClusterStateExisting)
-	}
+	return nil
+}
+
+// forgotten refuses a member that has started before, and has nothing.
+func (c *Config) forgotten(id uint64) error {
 	return fmt.Errorf("member %x has already been bootstrapped, but its data directory %s is empty: bring the data back, "+
-		"or remove the member, add it again and start it with --initial-cluster-state=%s", f.MemberID, c.DataDir, ClusterStateExisting)
+		"or remove the member, add it again and start it with --initial-cluster-state=%s", id, c.DataDir, ClusterStateExisting)
 }
 
 // join asks a running cluster for its members, of which this must be one, with
-// the URLs that the configuration lists.
+// the URLs that the configuration lists. Who does not know it yet, or not that it
+// has started already, is only behind.
 func (c *Config) join(ctx context.Context, configured map[string][]string) (*replica.Founding, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	id, existing, err := peer.Fetch(ctx, othersURLs(c.Name, configured), c.peerDialTLS)
+	answers, err := peer.Fetch(ctx, othersURLs(c.Name, configured), askTimeout, c.peerDialTLS)
 	if err != nil {
 		return nil, fmt.Errorf("cannot fetch cluster info from peer urls: %w", err)
 	}
-	if len(existing) != len(configured) {
-		return nil, fmt.Errorf("error validating peerURLs: member count is unequal: the cluster %x has %d members, --initial-cluster lists %d: "+
-			"list them all, this one too, which must have been added to the cluster before", id, len(existing), len(configured))
+	var found *replica.Founding
+	for _, a := range answers {
+		f, started, aErr := c.joining(a, configured)
+		switch {
+		case started:
+			return nil, c.forgotten(f.MemberID)
+		case aErr == nil && found == nil:
+			found = f
+		case aErr != nil:
+			err = aErr
+		}
 	}
-	f := &replica.Founding{ClusterID: id, Joins: true}
+	if found == nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// joining is what a member that joins is made of, by what another one has told, which may know that it has started before.
+func (c *Config) joining(a peer.Fetched, configured map[string][]string) (f *replica.Founding, started bool, err error) {
+	if len(a.Members) != len(configured) {
+		return nil, false, fmt.Errorf("error validating peerURLs: member count is unequal: the cluster %x has %d members, --initial-cluster lists %d: "+
+			"list them all, this one too, which must have been added to the cluster before", a.ClusterID, len(a.Members), len(configured))
+	}
+	f = &replica.Founding{ClusterID: a.ClusterID, Joins: true}
 	for name, urls := range configured {
-		i := slices.IndexFunc(existing, func(m peer.FetchedMember) bool { return sameSet(m.PeerURLs, urls) })
+		i := slices.IndexFunc(a.Members, func(m peer.FetchedMember) bool { return sameSet(m.PeerURLs, urls) })
 		if i < 0 {
-			return nil, fmt.Errorf("error validating peerURLs: unmatched member while checking PeerURLs: "+
-				"no member of the cluster %x has the peer URLs %s of %s", id, strings.Join(urls, ","), name)
+			return nil, false, fmt.Errorf("error validating peerURLs: unmatched member while checking PeerURLs: "+
+				"no member of the cluster %x has the peer URLs %s of %s", a.ClusterID, strings.Join(urls, ","), name)
 		}
 		if name == c.Name {
-			f.MemberID = existing[i].ID
+			f.MemberID, started = a.Members[i].ID, a.Members[i].Started()
 		}
 	}
-	for _, m := range existing {
+	for _, m := range a.Members {
 		f.Members = append(f.Members, machine.Member{ID: m.ID, PeerURLs: m.PeerURLs, IsLearner: m.IsLearner, Name: m.Name, ClientURLs: m.ClientURLs})
 	}
 	machine.SortMembers(f.Members)
-	return f, nil
+	return f, started, nil
 }
 
 // othersURLs returns the peer URLs of the configured members but one.

@@ -2,11 +2,14 @@ package coterie
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 )
 
@@ -24,19 +27,27 @@ func (p leaseProposer) Propose(ctx context.Context, r *pb.InternalRaftRequest) e
 	if err != nil {
 		return err
 	}
-	return await(ctx, func(done func(machine.Result)) { p.n.consensus.ProposeInTerm(p.term, command, done) }).Err
+	return leading(await(ctx, func(done func(machine.Result)) { p.n.consensus.ProposeInTerm(p.term, command, done) }).Err)
 }
 
 // Confirm implements lessor.Proposer: a linearizable read, after which this
 // member still leads in the term, was one of this term.
 func (p leaseProposer) Confirm(ctx context.Context) error {
 	if err := p.n.readIndex(ctx); err != nil {
-		return err
+		return leading(err)
 	}
 	if !p.leads() {
-		return consensus.ErrNotLeader
+		return lessor.ErrNotPrimary
 	}
 	return nil
+}
+
+// leading makes the lessor's error of one that says that this member does not lead any more.
+func leading(err error) error {
+	if errors.Is(err, consensus.ErrNotLeader) {
+		return fmt.Errorf("%w: %w", lessor.ErrNotPrimary, err)
+	}
+	return err
 }
 
 // Confirmed implements lessor.Proposer.

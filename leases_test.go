@@ -2,6 +2,7 @@ package coterie
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -9,7 +10,10 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // TestMassExpiry: thousands of leases with keys end together, and writes go on.
@@ -55,5 +59,57 @@ func TestMassExpiry(t *testing.T) {
 	n.lessor.Close() // when it has heard of all revocations
 	if s := n.lessor.Stats(); s.Expired != leases {
 		t.Errorf("%d leases expired, want %d", s.Expired, leases)
+	}
+}
+
+// While leadership moves, a client hears of it by an error upon which it tries again.
+func TestLeaseErrorsWhenLeadershipMoves(t *testing.T) {
+	nodes := openAll(t, testCluster(t, 3))
+	defer closeAll(t, nodes)
+	ctx := t.Context()
+	lease, err := nodes[0].Client().Grant(ctx, 600)
+	must(t, err)
+	stop := make(chan struct{})
+	var mu sync.Mutex
+	bad := map[string]int{}
+	var group sync.WaitGroup
+	for _, n := range nodes {
+		for range 4 {
+			group.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					note := func(what string, err error) {
+						if s, ok := status.FromError(err); err != nil && (!ok || s.Code() != codes.Unavailable) {
+							var e rpctypes.EtcdError
+							if errors.As(err, &e) && e.Code() == codes.Unavailable {
+								return
+							}
+							mu.Lock()
+							bad[fmt.Sprintf("%s: %v", what, err)]++
+							mu.Unlock()
+						}
+					}
+					_, err := n.Client().TimeToLive(ctx, lease.ID)
+					note("TimeToLive", err)
+					_, err = n.Client().KeepAliveOnce(ctx, lease.ID)
+					note("KeepAliveOnce", err)
+				}
+			})
+		}
+	}
+	for range 30 {
+		l := leaderOf(t, nodes)
+		to := others(nodes, l)[0].data.MemberID
+		_, _ = l.Client().MoveLeader(ctx, to)
+		time.Sleep(50 * time.Millisecond)
+	}
+	close(stop)
+	group.Wait()
+	for what, n := range bad {
+		t.Errorf("%d times: %s", n, what)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coteriedb/coterie/consensus"
 	"github.com/coteriedb/coterie/machine"
+	"github.com/coteriedb/coterie/peer"
 )
 
 const (
@@ -49,12 +50,15 @@ func (s *service) AddMember(ctx context.Context, peerURLs []string, learner bool
 		}
 	}
 	m := machine.Member{ID: addedID(peerURLs, time.Now()), PeerURLs: peerURLs, IsLearner: learner}
-	members, c := s.machine().Members, machine.Change{Kind: machine.AddMember, Member: m}
-	if err := members.Check(&c); err != nil {
+	c := machine.Change{Kind: machine.AddMember, Member: m}
+	if learner {
+		c.MaxLearners = s.cfg.MaxLearners
+	}
+	if err := s.machine().Members.Check(&c); err != nil {
 		return nil, nil, err
 	}
-	if learner && len(members.Learners()) >= s.cfg.MaxLearners {
-		return nil, nil, rpctypes.ErrTooManyLearners
+	if learner && c.MaxLearners == 0 {
+		return nil, nil, machine.ErrTooManyLearners
 	}
 	if err := s.proposeChange(ctx, c); err != nil {
 		return nil, nil, err
@@ -115,21 +119,50 @@ func (s *service) UpdateMember(ctx context.Context, id uint64, peerURLs []string
 	return s.change(ctx, machine.UpdateMember, machine.Member{ID: id, PeerURLs: peerURLs})
 }
 
-// PromoteMember implements api.Membership. The leader knows how far a learner is.
+// PromoteMember implements api.Membership. The leader knows how far a learner is; it is asked again while there is
+// none, or another one.
 func (s *service) PromoteMember(ctx context.Context, id uint64) ([]*pb.Member, error) {
-	err := s.promote(ctx, id)
-	if errors.Is(err, consensus.ErrNotLeader) {
-		_, err = s.callLeader(ctx, callPromote, binary.BigEndian.AppendUint64(nil, id))
-		err = calledError(err)
-	}
-	if err != nil {
-		return nil, err
+	limited, cancel := context.WithTimeout(ctx, requestTimeout(&s.cfg))
+	defer cancel()
+	for {
+		again, err := s.promoteAtLeader(limited, id)
+		if err == nil {
+			break
+		}
+		if !again {
+			return nil, err
+		}
+		select {
+		case <-time.After(promoteRetry):
+		case <-limited.Done():
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, consensus.ErrTimeout
+		}
 	}
 	// The leader has applied it. This member has too when it answers a read.
 	if err := s.readIndex(ctx); err != nil {
 		return nil, err
 	}
 	return s.Members(), nil
+}
+
+// promoteRetry is how long is waited for a leader before it is asked again.
+const promoteRetry = 100 * time.Millisecond
+
+// promoteAtLeader has the leader promote a member, and tells whether a failure may be for want of one. What was asked for
+// may have been done all the same: then the member is no learner any more.
+func (s *service) promoteAtLeader(ctx context.Context, id uint64) (again bool, err error) {
+	if err = s.promote(ctx, id); !errors.Is(err, consensus.ErrNotLeader) {
+		return false, err
+	}
+	_, err = s.callLeader(ctx, callPromote, binary.BigEndian.AppendUint64(nil, id))
+	if errors.As(err, new(*peer.CallError)) {
+		err = calledError(err)
+		return status.Convert(err).Message() == rpctypes.ErrorDesc(rpctypes.ErrGRPCNotLeader), err
+	}
+	return err != nil, err
 }
 
 // promote makes a learner a voter, if this member leads.

@@ -483,5 +483,9 @@ type compactionStore struct{ n *Node }
 func (s compactionStore) Revision() int64 { return s.n.machine().KV.Revision() }
 
 func (s compactionStore) Compact(ctx context.Context, revision int64) error {
-	return s.n.Propose(ctx, &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: revision}}).Err
+	err := s.n.Propose(ctx, &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: revision}}).Err
+	if errors.Is(err, mvcc.ErrCompacted) {
+		return nil
+	}
+	return err
 }

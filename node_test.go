@@ -1,6 +1,7 @@
 package coterie
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -19,6 +20,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"go.etcd.io/etcd/api/v3/authpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
@@ -538,4 +541,40 @@ func TestWatcherThatHasLeft(t *testing.T) {
 			t.Errorf("the watcher of %q has not been told", key)
 		}
 	}
+}
+
+// compactor.Store: "A revision that is compacted already is no error."
+func TestCompactionOfWhatIsCompacted(t *testing.T) {
+	n := openNode(t, testConfig(t))
+	defer n.Close()
+	for range 3 {
+		_, err := n.Client().Put(t.Context(), "k", "v")
+		must(t, err)
+	}
+	must(t, compactionStore{n}.Compact(t.Context(), 3))
+	if err := (compactionStore{n}).Compact(t.Context(), 3); err != nil {
+		t.Errorf("compaction to what is compacted already: %v", err)
+	}
+}
+
+// A password that comes with "no password" is not used, and goes to the disk of every member all the same.
+func TestUnusedPasswordStaysOutOfTheLog(t *testing.T) {
+	cfg := testConfig(t)
+	n := openNode(t, cfg)
+	const secret = "correct horse battery staple"
+	_, err := pb.NewAuthClient(n.front.conn).UserAdd(t.Context(), &pb.AuthUserAddRequest{
+		Name: "u", Password: secret, Options: &authpb.UserAddOptions{NoPassword: true},
+	})
+	must(t, err)
+	must(t, n.Close())
+	must(t, filepath.WalkDir(cfg.DataDir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if bytes.Contains(b, []byte(secret)) {
+			t.Errorf("%s has the password", filepath.Base(path))
+		}
+		return err
+	}))
 }

@@ -85,8 +85,9 @@ func (as authServer) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb
 		if err != nil {
 			return nil, err
 		}
-		r.HashedPassword, r.Password = hashed, ""
+		r.HashedPassword = hashed
 	}
+	r.Password = "" // what is proposed is kept on disks
 	return proposeAuth[*pb.AuthUserAddResponse](as, ctx, &pb.InternalRaftRequest{AuthUserAdd: r})
 }
 

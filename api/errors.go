@@ -38,6 +38,7 @@ var known = []struct{ err, status error }{
 	{machine.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
 	{machine.ErrMemberRemoved, rpctypes.ErrGRPCMemberNotFound},
 	{machine.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
+	{machine.ErrTooManyLearners, rpctypes.ErrGRPCTooManyLearners},
 	{machine.ErrMemberNotLearner, rpctypes.ErrGRPCMemberNotLearner},
 	// etcd sends this one with the code Unknown too.
 	{machine.ErrLastVoter, errNotEnoughStarted},

@@ -71,7 +71,7 @@ var errorsByName = []struct {
 	{"consensus.ErrNotLeader", consensus.ErrNotLeader},
 	{"rpctypes.ErrMemberNotEnoughStarted", rpctypes.ErrMemberNotEnoughStarted},
 	{"rpctypes.ErrUnhealthy", rpctypes.ErrUnhealthy},
-	{"rpctypes.ErrTooManyLearners", rpctypes.ErrTooManyLearners},
+	{"machine.ErrTooManyLearners", machine.ErrTooManyLearners},
 	{"rpctypes.ErrMemberLearnerNotReady", rpctypes.ErrMemberLearnerNotReady},
 	{"context.Canceled", context.Canceled},
 	{"context.DeadlineExceeded", context.DeadlineExceeded},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -15,11 +16,12 @@ import (
 func (g *Guard) CheckInitial(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, g.o.Timeout)
 	defer cancel()
+	began := time.Now()
 	local, err := g.m.Local(ctx, 0)
 	if err != nil {
 		return fmt.Errorf("hash the data of this member: %w", err)
 	}
-	l := &look{local: local, peers: g.m.Peers(ctx, local.HashRevision)}
+	l := &look{local: local, peers: g.ask(ctx, local.HashRevision, time.Since(began))}
 	e := &DifferentError{Member: g.o.ID, Hash: local, Members: len(l.peers) + 1}
 	compared := 0
 	for _, p := range l.peers {

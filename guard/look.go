@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -23,20 +24,36 @@ func (g *Guard) look(ctx context.Context, rev int64) (*look, error) {
 	defer cancel()
 	l := &look{}
 	var err error
+	began := time.Now()
 	if l.local, err = g.m.Local(ctx, rev); err != nil {
 		return nil, fmt.Errorf("hash the data of this member: %w", err)
 	}
+	took := time.Since(began)
 	select {
 	case <-g.o.Clock.After(g.o.Pause):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	l.peers = g.m.Peers(ctx, l.local.HashRevision)
+	l.peers = g.ask(ctx, l.local.HashRevision, took)
 	if err := g.m.Linearize(ctx); err != nil {
 		return nil, fmt.Errorf("catch up with the other members: %w", err)
 	}
 	l.newest, l.compacted = g.m.Revisions()
 	return l, nil
+}
+
+// Others may need longer for a hash than this member did, but not for ever.
+const (
+	slowness      = 4
+	leastPatience = 3 * time.Second
+)
+
+// ask asks the other members, for as long as they should need when this one took that long. Who hangs is then as one that is
+// down, and there is time left to catch up with the rest.
+func (g *Guard) ask(ctx context.Context, rev int64, took time.Duration) []PeerHash {
+	ctx, cancel := context.WithTimeout(ctx, min(slowness*took+leastPatience, g.o.Timeout/2))
+	defer cancel()
+	return g.m.Peers(ctx, rev)
 }
 
 // comparable reports whether h is of the same history as the local hash.

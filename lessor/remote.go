@@ -188,8 +188,10 @@ func (r *Remote) Close() {
 	r.tasks.Wait()
 }
 
-// Renew is Lessor.Renew on the leader.
+// Renew is Lessor.Renew on the leader. For a lease that has expired and is not revoked
+// it waits for callTimeout: others of the same client wait behind it.
 func (r *Remote) Renew(ctx context.Context, id int64) (ttl int64, err error) {
+	patience := time.After(callTimeout)
 	for {
 		got, err := r.ask(ctx, id)
 		if err != nil {
@@ -200,6 +202,8 @@ func (r *Remote) Renew(ctx context.Context, id int64) (ttl int64, err error) {
 		}
 		select {
 		case <-time.After(expiredPause):
+		case <-patience:
+			return 0, unanswered(errors.New("the lease has expired and is not revoked yet"))
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}

@@ -311,3 +311,19 @@ func FuzzDecodeAnswers(f *testing.F) {
 		}
 	})
 }
+
+// A lease that has expired and is not revoked holds up who renews it, and the renewals of the same client behind it, for no longer than
+// a call may take.
+func TestRemoteGivesUpAnExpiredLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRemote(func(context.Context, string, []byte) ([]byte, error) {
+			return []byte(`{"answers":[{"code":"expired"}]}`), nil
+		})
+		defer r.Close()
+		began := time.Now()
+		_, err := r.Renew(t.Context(), 1)
+		if took := time.Since(began); !errors.Is(err, ErrNotPrimary) || took < callTimeout-expiredPause || took > callTimeout+expiredPause {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
+}

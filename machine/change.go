@@ -16,6 +16,8 @@ var (
 	ErrMemberNotFound   = errors.New("machine: no member has this ID")
 	ErrMemberRemoved    = errors.New("machine: the member with this ID was removed, and no other can have the ID")
 	ErrPeerURLExists    = errors.New("machine: another member has this peer URL")
+	// ErrTooManyLearners: there are as many members without a vote as there may be.
+	ErrTooManyLearners  = errors.New("machine: there are as many learners as there may be: promote or remove one first")
 	ErrMemberNotLearner = errors.New("machine: only a learner can be promoted")
 	// ErrLastVoter: without a voter nothing could be committed any more, and raft
 	// does not survive applying such a change.
@@ -39,6 +41,9 @@ type Change struct {
 	// Member has only its ID in removals and promotions, and its ID and PeerURLs
 	// in updates.
 	Member Member `json:"member"`
+	// MaxLearners, if it is not 0, is how many learners there may be when one more is
+	// added. Members may be configured differently, so it is the proposer's that counts.
+	MaxLearners int `json:"maxLearners,omitempty"`
 }
 
 // Encode returns the change as it stands in the log.
@@ -90,6 +95,9 @@ func (s *membership) check(c *Change) error {
 	case AddMember, UpdateMember:
 		if s.peerURLTaken(id, c.Member.PeerURLs) {
 			return ErrPeerURLExists
+		}
+		if c.Member.IsLearner && c.MaxLearners > 0 && c.Kind == AddMember && len(s.ids(true)) >= c.MaxLearners {
+			return ErrTooManyLearners
 		}
 	case PromoteMember:
 		if !member.IsLearner {

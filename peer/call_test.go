@@ -151,21 +151,23 @@ func TestFetch(t *testing.T) {
 	defer cancel()
 
 	bad := []string{nobody.URL, nameless.URL, garbled.URL, endless.URL, missing.URL, "ftp://x"}
-	cluster, members, err := Fetch(ctx, append(bad, good.URL), nil)
-	want := []FetchedMember{
+	hung := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer hung.Close()
+	answers, err := Fetch(ctx, append(bad, hung.URL, good.URL), 50*time.Millisecond, nil)
+	want := []Fetched{{0xcdf818194e3a8c32, []FetchedMember{
 		{ID: 10276657743932975437, PeerURLs: []string{"http://a:1"}, Name: "m", ClientURLs: []string{"http://a:2"}},
 		{ID: 7, PeerURLs: []string{"http://b:1"}, IsLearner: true},
+	}}}
+	if err != nil || !reflect.DeepEqual(answers, want) {
+		t.Errorf("%+v %v", answers, err)
 	}
-	if err != nil || cluster != 0xcdf818194e3a8c32 || !reflect.DeepEqual(members, want) {
-		t.Errorf("%x %+v %v", cluster, members, err)
-	}
-	_, _, err = Fetch(ctx, bad, nil)
+	_, err = Fetch(ctx, bad, time.Second, nil)
 	for _, url := range bad {
 		if err == nil || !strings.Contains(err.Error(), url) {
 			t.Errorf("%s is missing in: %v", url, err)
 		}
 	}
-	if _, _, err := Fetch(ctx, nil, nil); err == nil {
+	if _, err := Fetch(ctx, nil, time.Second, nil); err == nil {
 		t.Error("no URLs, no error")
 	}
 }

@@ -317,9 +317,9 @@ func FuzzMembers(f *testing.F) {
 	f.Add("cdf818194e3a8c32", []byte(`[{"id":1,"peerURLs":["http://a:1"]}]`))
 	f.Add("", []byte(`[]`))
 	f.Fuzz(func(t *testing.T, cluster string, body []byte) {
-		id, members, err := decodeMembers(cluster, body)
-		if (err == nil) != (len(members) > 0) || err != nil && id != 0 {
-			t.Errorf("%x, %d members, %v", id, len(members), err)
+		a, err := decodeMembers(cluster, body)
+		if (err == nil) != (len(a.Members) > 0) || err != nil && a.ClusterID != 0 {
+			t.Errorf("%+v, %v", a, err)
 		}
 	})
 }

@@ -720,7 +720,7 @@ func TestTLS(t *testing.T) {
 	exchange(t, a, b)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if _, _, err := Fetch(ctx, []string{b.url}, nil); err == nil || !strings.Contains(err.Error(), "TLS") {
+	if _, err := Fetch(ctx, []string{b.url}, time.Second, nil); err == nil || !strings.Contains(err.Error(), "TLS") {
 		t.Errorf("without TLS: %v", err)
 	}
 }

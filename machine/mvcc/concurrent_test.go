@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -228,6 +229,46 @@ func TestStreamOutlivesCompaction(t *testing.T) {
 	})
 	if err != nil || n != 30 {
 		t.Errorf("%d keys, %v", n, err)
+	}
+}
+
+// TestStalledStreamHoldsNothing: a stream whose client does not read gives back what it reads from, goes on at its revision when the
+// client reads again, and ends if that is compacted.
+func TestStalledStreamHoldsNothing(t *testing.T) {
+	for _, compacted := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHarness(t)
+			for i := range 30 {
+				h.put(fmt.Sprintf("k%02d", i), "old")
+			}
+			rev := h.s.Revision()
+			pieces, keys := 0, 0
+			err := h.s.RangeStream(t.Context(), &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}, func(r *pb.RangeStreamResponse) error {
+				for _, kv := range r.RangeResponse.Kvs {
+					if keys++; string(kv.Value) != "old" {
+						t.Errorf("%v is not of revision %d", kv, rev)
+					}
+				}
+				if pieces++; pieces > 1 {
+					if hdr := r.RangeResponse.Header; hdr != nil && hdr.Revision != rev {
+						t.Errorf("the end of a stream of revision %d: %v", rev, hdr)
+					}
+					return nil
+				}
+				for i := range 30 {
+					h.put(fmt.Sprintf("k%02d", i), "new")
+				}
+				time.Sleep(streamHold + time.Second)
+				if compacted {
+					h.compact(h.s.Revision())
+				}
+				return nil
+			})
+			if compacted != errors.Is(err, ErrCompacted) || !compacted && (err != nil || keys != 30) {
+				t.Errorf("compacted %v: %d keys, %v", compacted, keys, err)
+			}
+			h.close()
+		})
 	}
 }
 
