@@ -50,14 +50,14 @@ func Create(o Options, index, term uint64) (*Log, error) {
 	}
 	mark := position{index, term}
 	hs := &pb.HardState{Term: &term, Vote: new(uint64), Commit: &index}
-	w, n, err := createSegment(&l.o, nil, 1, 1, mark, hs, false)
+	w, _, err := createSegment(&l.o, nil, 1, 1, mark, hs, false)
 	if err != nil {
 		return nil, fmt.Errorf("wal: %w", err)
 	}
 	l.mu.mark, l.mu.hardState = mark, hs
 	l.tail, l.frame = w, 1
 	l.mu.segments = []*segment{w.segment}
-	l.mu.size = int64(n)
+	l.mu.size = w.segment.size.Load()
 	return l, nil
 }
 

@@ -126,7 +126,11 @@ func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location
 // there is none, and for the length up to the last byte that is not zero. A frame
 // is written only when all before it are on disk, so one that is valid after one
 // that is not means damage, not a crash.
+//
+// No more than behindBudget bytes are checked: what clients have written into a frame that a crash has torn may look like
+// the heads of many.
 func (w *window) behind(end int64, salt, above uint64) (found int64, length int, err error) {
+	budget := int64(behindBudget)
 	for off := end; off < w.size; {
 		b, err := w.at(off, windowBytes)
 		if err != nil {
@@ -140,10 +144,17 @@ func (w *window) behind(end int64, salt, above uint64) (found int64, length int,
 		length = int(off-end) + n
 		for i := 0; i < n && i+frameHeaderLen <= len(b); i += frameAlign {
 			number := binary.LittleEndian.Uint64(b[i+8:])
-			if number <= above || number-above > uint64(w.size) {
+			if number <= above || number-above > uint64(off+int64(i)-end)/minFrame+1 || budget < 0 {
+				continue
+			}
+			size, from := int64(binary.LittleEndian.Uint32(b[i:])), w.from
+			if size > w.size-off-int64(i) {
 				continue
 			}
 			_, _, err := w.frame(off+int64(i), salt, number)
+			if budget -= size; w.from != from {
+				budget -= windowBytes // to come back
+			}
 			if err == nil {
 				return off + int64(i), length, nil
 			}
@@ -160,6 +171,13 @@ func (w *window) behind(end int64, salt, above uint64) (found int64, length int,
 	}
 	return -1, length, nil
 }
+
+const (
+	// behindBudget takes less than a second.
+	behindBudget = 1 << 30
+	// minFrame is how long a frame is at least.
+	minFrame = frameHeaderLen + frameAlign
+)
 
 // window is a part of a file in memory, and moves over it. Memory that was never
 // touched before is what a start would wait for most.

@@ -71,18 +71,23 @@ func (l *Log) wantsSpareLocked() bool {
 	return spareAhead*tail.size.Load() >= prepared+min(sparePiece, l.o.SegmentBytes)
 }
 
-// takeSpare returns the prepared file, if it is ready, and forgets it.
-func (l *Log) takeSpare() *spare {
+// readySpare returns the prepared file, if it is ready. It stays the spare until its name
+// is free, lest Prepare makes another one under it: see usedSpareLocked.
+func (l *Log) readySpare() *spare {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := l.mu.spare
-	if s != nil && (s.ready() || s.spoilt) {
+	if s := l.mu.spare; s != nil && s.ready() {
+		return s
+	}
+	return nil
+}
+
+// usedSpareLocked forgets what the segment that has just begun was made of, and what could not be written
+// before it began.
+func (l *Log) usedSpareLocked(used *spare) {
+	if s := l.mu.spare; s != nil && (s == used || s.spoilt) {
 		l.mu.spare = nil
 	}
-	if s == nil || !s.ready() {
-		return nil
-	}
-	return s
 }
 
 func (l *Log) spareReady() bool {

@@ -2,15 +2,20 @@ package wal
 
 import (
 	"bytes"
+	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/coteriedb/coterie/storage/direct"
 )
 
 // prepare does what is to be prepared.
@@ -171,6 +176,130 @@ func TestFramesBehindAnEnd(t *testing.T) {
 				t.Errorf("a frame that is not later was found at %d; %d bytes, want %d", found, length, want)
 			}
 			must(t, w.close())
+		}
+	}
+}
+
+// Prepare is called by another goroutine while Append makes a segment of the file
+// that was prepared, as it may be: a receipt of ToPrepare can be older than that
+// file. What Append acknowledges is there when the log is opened again.
+func TestPrepareWhileASegmentIsMade(t *testing.T) {
+	for _, when := range []string{"before the file is opened", "before it is renamed"} {
+		for name, base := range map[string]func(t *testing.T) (vfs.FS, string){
+			"memory": func(t *testing.T) (vfs.FS, string) { return newFS(t), dir },
+			"disk": func(t *testing.T) (vfs.FS, string) {
+				return direct.New(vfs.Default, writeCategory), t.TempDir()
+			},
+		} {
+			t.Run(when+"/"+name, func(t *testing.T) {
+				under, path := base(t)
+				var l *Log
+				var armed atomic.Bool
+				fs := errorfs.Wrap(under, errorfs.InjectorFunc(func(op errorfs.Op) error {
+					want := errorfs.OpOpen // what OpenReadWrite is
+					if when == "before it is renamed" {
+						want = errorfs.OpRename
+					}
+					if filepath.Base(op.Path) == spareName && op.Kind == want && armed.CompareAndSwap(true, false) {
+						l.Prepare() // the other goroutine, which has the time to do all of it
+					}
+					return nil
+				}))
+				o := options(fs)
+				o.Dir, o.SegmentBytes = path, 32<<10
+				var err error
+				l, err = Create(o, 1, 1)
+				must(t, err)
+				next := uint64(2)
+				put := func() {
+					must(t, l.Append(nil, []*pb.Entry{entry(next, 1, fmt.Sprint(next, strings.Repeat("x", 1000)))}))
+					next++
+				}
+				for !l.spareReady() {
+					put()
+					l.Prepare()
+				}
+				armed.Store(true)
+				for armed.Load() {
+					put()
+				}
+				for range 5 {
+					put()
+				}
+				must(t, l.Close())
+				l, err = Open(o)
+				if err != nil {
+					t.Fatalf("entries 2 to %d were acknowledged; the next start: %v", next-1, err)
+				}
+				defer l.Close()
+				if last, _ := l.LastIndex(); last != next-1 {
+					t.Errorf("entries 2 to %d were acknowledged; after the next start the log ends with %d", next-1, last)
+				}
+			})
+		}
+	}
+}
+
+// The same without a hand on the file system: one goroutine appends, another does what
+// consensus' trimLoop does.
+func TestAppendBesidePrepare(t *testing.T) {
+	for round := range 4 {
+		o := options(direct.New(vfs.Default, writeCategory))
+		o.Dir, o.SegmentBytes = t.TempDir(), 1<<20
+		l, err := Create(o, 1, 1)
+		must(t, err)
+		stop, done := make(chan struct{}), make(chan struct{})
+		flushed := make(chan struct{}, 1)
+		go func() {
+			defer close(done)
+			var purge <-chan time.Time
+			for {
+				select {
+				case <-stop:
+					return
+				case <-l.ToPrepare():
+					l.Prepare()
+				case <-flushed: // trim asks the engine how far it is durable
+					time.Sleep(time.Millisecond)
+				case <-l.ToPurge():
+					if purge == nil {
+						purge = time.After(0)
+					}
+				case <-purge:
+					did, err := l.Purge()
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if purge = nil; did {
+						purge = time.After(10 * time.Millisecond)
+					}
+				}
+			}
+		}()
+		next := uint64(2)
+		data := strings.Repeat("x", 40<<10)
+		for range 400 {
+			must(t, l.Append(nil, []*pb.Entry{entry(next, 1, data)}))
+			if next > 100 {
+				must(t, l.Compact(next-100))
+			}
+			next++
+			if next%8 == 0 {
+				notify(flushed)
+			}
+		}
+		close(stop)
+		<-done
+		must(t, l.Close())
+		l, err = Open(o)
+		if err != nil {
+			t.Fatalf("round %d: entries up to %d were acknowledged; the next start: %v", round, next-1, err)
+		}
+		last, _ := l.LastIndex()
+		must(t, l.Close())
+		if last != next-1 {
+			t.Fatalf("round %d: entries up to %d were acknowledged; after the next start the log ends with %d", round, next-1, last)
 		}
 	}
 }

@@ -14,6 +14,7 @@
 package wal
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -119,7 +120,7 @@ type Log struct {
 		terms   terms    // of entries
 		mark    position // the entry before the first
 		cache   entryCache
-		size    int64      // bytes of frames in segments
+		size    int64      // bytes of segments that are in use
 		dropped []*segment // whose files Purge has to remove, oldest first
 		spare   *spare     // nil until there is a piece of it
 	}
@@ -283,6 +284,7 @@ func readEntries(lo uint64, locations []location, segments []*segment, maxSize u
 		if len(out) > 0 && size > maxSize {
 			break
 		}
+		e.Data = bytes.Clone(e.Data) // what of the frame is not asked for need not stay in memory for it
 		out = append(out, e)
 	}
 	return out, nil
@@ -481,7 +483,8 @@ func (l *Log) rotate() error {
 	sequence := l.tail.segment.sequence + 1
 	l.mu.Unlock()
 
-	w, n, err := createSegment(&l.o, l.takeSpare(), sequence, l.frame+1, mark, hs, false)
+	spare := l.readySpare()
+	w, _, err := createSegment(&l.o, spare, sequence, l.frame+1, mark, hs, false)
 	if err != nil {
 		return err
 	}
@@ -490,7 +493,8 @@ func (l *Log) rotate() error {
 	l.tail = w
 	l.mu.Lock()
 	l.mu.segments = append(l.mu.segments, w.segment)
-	l.mu.size += int64(n)
+	l.usedSpareLocked(spare)
+	l.mu.size += w.segment.size.Load()
 	l.mu.Unlock()
 	return old.file.Close()
 }

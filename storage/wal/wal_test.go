@@ -2,15 +2,19 @@ package wal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -764,5 +768,149 @@ func TestReplayThroughAWindow(t *testing.T) {
 		if err := reopen(); !errors.As(err, &damage) {
 			t.Errorf("damage at byte %d: %v", at, err)
 		}
+	}
+}
+
+// A client's value is full of what looks like heads of later frames. A crash tears
+// the frame that holds it: all of it is on disk but its last block. The start must
+// not take time in proportion to the value times the segment.
+func TestTornFrameOfFakeHeads(t *testing.T) {
+	took := func(valueBytes int) time.Duration {
+		fs := vfs.NewMem()
+		must(t, fs.MkdirAll(dir, 0o755))
+		o := options(fs)
+		o.SegmentBytes = DefaultSegmentBytes
+		l, err := Create(o, 1, 1)
+		must(t, err)
+		// The next segment is made beside, as it is by a member: 32 MiB of zeros.
+		for range 40 {
+			must(t, l.Append(nil, largeEntry(l, 1<<20-4096)))
+			l.Prepare()
+			l.Prepare()
+			if l.tail.segment.sequence > 1 {
+				break
+			}
+		}
+		if l.tail.zeroed < DefaultSegmentBytes {
+			t.Fatalf("the segment is not prepared: %d", l.tail.zeroed)
+		}
+		var head [frameHeaderLen]byte
+		binary.LittleEndian.PutUint32(head[0:], 30<<20)          // a length that the file has
+		binary.LittleEndian.PutUint64(head[8:], l.frame+2) // a number that there could be
+		v := bytes.Repeat(head[:], valueBytes/len(head))
+		last, _ := l.LastIndex()
+		// aligned to 8 for one of the eight paddings
+		e := entry(last+1, 1, "")
+		for pad := range 8 {
+			e.Data = append(bytes.Repeat([]byte{'x'}, pad), v...)
+			if (frameHeaderLen+len(appendEntry(nil, e))-len(v))%8 == 0 {
+				break
+			}
+		}
+		at := l.tail.offset
+		must(t, l.Append(nil, []*pb.Entry{e}))
+		end := l.tail.offset
+		path := l.tail.segment.path
+		must(t, l.Close())
+		f, err := fs.OpenReadWrite(path, writeCategory)
+		must(t, err)
+		if end-at < 4096 {
+			t.Fatal("small")
+		}
+		_, err = f.WriteAt(make([]byte, end-(end-1)&^4095), (end-1)&^4095) // the block that the crash kept from the disk
+		must(t, err)
+		must(t, f.Close())
+		start := time.Now()
+		l, err = Open(o)
+		d := time.Since(start)
+		must(t, err)
+		if got, _ := l.LastIndex(); got != last {
+			t.Fatalf("last %d, want %d", got, last)
+		}
+		must(t, l.Close())
+		return d
+	}
+	plain, small, large := took(8192), took(16<<10), took(32<<10)
+	t.Logf("start with a torn frame of 8 KiB: %v, of 16 KiB: %v, of 32 KiB: %v", plain, small, large)
+	if large > time.Second {
+		t.Errorf("a torn value of 32 KiB makes the start take %v (16 KiB: %v): 1.5 MiB, the limit of requests, would take %v", large, small, large*48)
+	}
+}
+
+func largeEntry(l *Log, n int) []*pb.Entry {
+	last, _ := l.LastIndex()
+	return []*pb.Entry{entry(last+1, 1, string(make([]byte, n)))}
+}
+
+// A member whose disk hung for a moment has written what came meanwhile as one
+// frame. Later it leads, and sends that to a member that lags, by messages of 1 MiB
+// as raft does (MaxSizePerMsg), 64 MiB of which may be in flight. What these hold
+// in memory is about their size.
+func TestReadingALargeFrameByPieces(t *testing.T) {
+	const n, size = 32, 1 << 20 // raft would let it be 64
+	fs := vfs.NewMem()
+	must(t, fs.MkdirAll(dir, 0o755))
+	o := options(fs)
+	o.SegmentBytes, o.CacheBytes = DefaultSegmentBytes, DefaultCacheBytes
+	l, err := Create(o, 1, 1)
+	must(t, err)
+	var batch []*pb.Entry
+	for i := range uint64(n) {
+		batch = append(batch, entry(i+2, 1, string(make([]byte, size-100))))
+	}
+	must(t, l.Append(nil, batch))
+	batch = nil
+	must(t, l.Close())
+	l, err = Open(o)
+	must(t, err)
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	var inFlight [][]*pb.Entry
+	total := 0
+	for next := uint64(2); next < n+2; {
+		es, err := l.Entries(next, n+2, size)
+		must(t, err)
+		inFlight = append(inFlight, es)
+		next += uint64(len(es))
+		for _, e := range es {
+			total += len(e.Data)
+		}
+	}
+	held := heap() - before
+	runtime.KeepAlive(inFlight)
+	must(t, l.Close())
+	t.Logf("%d messages with %d MiB of entries hold %d MiB", len(inFlight), total>>20, held>>20)
+	if held > 4*uint64(total) {
+		t.Errorf("%d MiB of entries, read by pieces of 1 MiB from one frame, hold %d MiB, and each piece reads all of the frame", total>>20, held>>20)
+	}
+}
+
+// Size is that of the segments, however many there were before them.
+func TestSizeDoesNotDrift(t *testing.T) {
+	fs := newFS(t)
+	l, err := Create(options(fs), 1, 1)
+	must(t, err)
+	for i := range uint64(400) {
+		must(t, l.Append(nil, []*pb.Entry{entry(i+2, 1, strings.Repeat("x", 1000))}))
+		must(t, l.Compact(i+2))
+	}
+	var want int64
+	for _, s := range l.mu.segments {
+		want += s.size.Load()
+	}
+	got := l.Size()
+	must(t, l.Close())
+	l, err = Open(options(fs))
+	must(t, err)
+	must(t, l.Compact(401))
+	t.Logf("after %d segments Size is %d, of %d bytes in use; opened again it is %d", l.mu.segments[0].sequence, got, want, l.Size())
+	must(t, l.Close())
+	if got != want && got != want-segmentHeaderLen {
+		t.Errorf("Size is %d, %d bytes are in use", got, want)
 	}
 }
