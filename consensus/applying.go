@@ -138,6 +138,13 @@ func (n *Node) applyAll(work []applyWork) (may bool, err error) {
 	}
 	var results []machine.Result
 	if err == nil {
+		i := 0
+		for _, w := range work {
+			for _, callers := range w.callers {
+				entries[i].Unasked = callers == nil
+				i++
+			}
+		}
 		if results, err = n.cfg.Machine.Apply(entries); err != nil {
 			err = fmt.Errorf("consensus: apply entry %d: %w", entries[0].Index, err)
 		}

@@ -11,6 +11,9 @@ type Entry struct {
 	// Change is the change of the membership that the entry is, if it is one.
 	// Such an entry has no commands, and one result.
 	Change *Change
+	// Unasked says that nobody waits for responses here: results have none then, only errors. What transactions read can be a thousand times
+	// as long as they are.
+	Unasked bool
 }
 
 // Result is the outcome of one command or change: the response that the client gets, or

@@ -281,6 +281,9 @@ func (m *Machine) applyEntry(b *pebble.Batch, e *Entry, results []Result) ([]Res
 		if err != nil {
 			return nil, err
 		}
+		if e.Unasked {
+			r.Response = nil
+		}
 		results = append(results, r)
 	}
 	return results, nil

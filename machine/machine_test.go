@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -390,5 +392,85 @@ func TestCompactionAskedForTwice(t *testing.T) {
 	}
 	if res := h.apply(compact)[0]; !errors.Is(res.Err, mvcc.ErrCompacted) || res.Done == nil {
 		t.Errorf("again: %+v, want ErrCompacted and something to wait for", res)
+	}
+}
+
+// Applying what the log holds, at a restart or beside a leader, takes an amount of
+// memory that does not depend on how much the transactions in it read: nobody
+// waits for their results there.
+func TestMemoryOfResults(t *testing.T) {
+	const (
+		valueBytes = 256 << 10
+		n          = 2000
+		bound      = 128 << 20
+	)
+	h := newHarness(t)
+	defer h.close()
+	_, err := h.Apply([]Entry{{Index: 2, Term: 2, Commands: [][]byte{command(t, put("large", strings.Repeat("v", valueBytes), 0))}}})
+	must(t, err)
+	txn := command(t, &pb.InternalRaftRequest{Txn: &pb.TxnRequest{
+		Success: []*pb.RequestOp{
+			{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("small")}}},
+			{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("large")}}},
+		},
+	}})
+	e := Entry{Index: 3, Term: 2, Unasked: true} // as a follower gets it: one batch of many clients
+	for range n {
+		e.Commands = append(e.Commands, txn)
+	}
+	entries := []Entry{e}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	results, err := h.Apply(entries)
+	must(t, err)
+	held := heap() - before
+	runtime.KeepAlive(results)
+	t.Logf("an entry of %d KiB with %d transactions: %d MiB are held until Apply returns", n*len(txn)>>10, n, held>>20)
+	if held > bound {
+		t.Errorf("entries of %d KiB make Apply hold %d MiB of results; consensus passes it up to 16 MiB of entries at once, which would be %d GiB",
+			n*len(txn)>>10, held>>20, uint64(16<<20/len(txn))*valueBytes>>30)
+	}
+}
+
+// A transaction that reads at an earlier revision (as who pages at one does) must
+// cost as much when many entries are applied at once, as at a restart or by a
+// member that catches up, as it does when each is applied by itself.
+func TestPastReadsInOneBatch(t *testing.T) {
+	const n = 4000
+	entries := []Entry{{Index: 2, Term: 2, Commands: [][]byte{command(t, put("k", "v", 0))}}} // revision 2
+	for i := range uint64(n) {
+		entries = append(entries, Entry{Index: i + 3, Term: 2, Commands: [][]byte{command(t, &pb.InternalRaftRequest{Txn: &pb.TxnRequest{
+			Success: []*pb.RequestOp{
+				{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("k"), Value: []byte("v")}}},
+				// The revision that the transaction before this one was answered with.
+				{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("k"), Revision: int64(i) + 2}}},
+			},
+		}})}})
+	}
+	run := func(n, atOnce int) time.Duration {
+		h := newHarness(t)
+		defer h.close()
+		start := time.Now()
+		for es := entries[:n]; len(es) > 0; {
+			k := min(atOnce, len(es))
+			rs, err := h.Apply(es[:k])
+			must(t, err)
+			for _, r := range rs {
+				must(t, r.Err)
+			}
+			es = es[k:]
+		}
+		return time.Since(start)
+	}
+	single, half, whole := run(n, 1), run(n/2, n), run(n, n)
+	t.Logf("%d entries one by one: %v; in one Apply: %v; half of them in one: %v", n, single, whole, half)
+	if whole > 4*single {
+		t.Errorf("applying %d entries at once takes %.0f times as long as one by one (%v, %v); half of them take %v",
+			n, float64(whole)/float64(single), whole, single, half)
 	}
 }

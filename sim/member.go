@@ -402,6 +402,9 @@ func (t tapped) DurableIndex() (uint64, error) {
 }
 
 func (t tapped) Apply(entries []machine.Entry) ([]machine.Result, error) {
+	for i := range entries {
+		entries[i].Unasked = false // the model compares what everybody has got
+	}
 	results, err := t.Replica.Apply(t.p.reordered(t.p.m.w.doubled(entries)))
 	if err == nil && t.p.alive() {
 		t.p.m.w.truth.applied(t.p, entries, results)

@@ -5,6 +5,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/coteriedb/coterie/storage/engine"
 )
 
 // pending is the batch being applied. All of it belongs to the apply goroutine.
@@ -29,6 +31,8 @@ type pending struct {
 	indexBytes int
 	// deleted is set once the revision in progress has deleted a key.
 	deleted bool
+	// overlay is the engine with the batch, made when first needed.
+	overlay *engine.Overlay
 	// waiters are told of the end of compactions that the batch asked for.
 	waiters []compactWaiter
 }
@@ -51,6 +55,7 @@ const findByScan = 16
 // Complete, commits b, and then calls Publish.
 func (s *Store) Begin(b *pebble.Batch) {
 	w := &s.w
+	w.lift()
 	w.batch = b
 	w.base = w.rev
 	w.events, w.revs, w.waiters = nil, nil, nil
@@ -76,6 +81,7 @@ func (s *Store) Complete() {
 	}
 	w.indexed.finish(w.batch, w.written)
 	w.indexBytes = 0
+	w.lift()
 }
 
 // RevisionEvents are the changes of one revision, in the order in which they
@@ -111,6 +117,22 @@ func (s *Store) Publish() []RevisionEvents {
 	w.base = w.rev
 	w.batch, w.events, w.revs, w.waiters = nil, nil, nil, nil
 	return out
+}
+
+// overlaid returns the engine with the batch laid over it.
+func (w *pending) overlaid(eng *engine.Engine) *engine.Overlay {
+	if w.overlay == nil {
+		w.overlay = eng.NewOverlay(w.batch)
+	}
+	return w.overlay
+}
+
+// lift takes the batch away from the engine, if it was laid over it.
+func (w *pending) lift() {
+	if w.overlay != nil {
+		_ = w.overlay.Close() // it was only read from
+		w.overlay = nil
+	}
 }
 
 // PendingRevision is the revision after the last command of the batch being

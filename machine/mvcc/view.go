@@ -130,7 +130,8 @@ func (st *state) iter(lower, upper []byte, rev int64) (*pebble.Iterator, io.Clos
 		return it, it, err
 	}
 	if st.writing && rev > st.s.w.base {
-		return st.s.eng.IterWithBatch(st.s.w.batch, lower, upper)
+		it, err := st.s.w.overlaid(st.s.eng).NewIter(lower, upper)
+		return it, it, err
 	}
 	it, err := st.s.eng.NewIter(lower, upper)
 	if err != nil {

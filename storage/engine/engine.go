@@ -14,11 +14,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/batchrepr"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
@@ -296,30 +297,37 @@ func (e *Engine) NewIter(lower, upper []byte) (*pebble.Iterator, error) {
 	return e.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 }
 
-// IterWithBatch returns an iterator over [lower, upper) of the state as of now
-// with the writes of the uncommitted batch b laid over it. The closer closes
-// the iterator and what it is made from. It costs time in proportion to b.
-func (e *Engine) IterWithBatch(b *pebble.Batch, lower, upper []byte) (*pebble.Iterator, io.Closer, error) {
-	ib := e.db.NewIndexedBatch()
-	if err := ib.Apply(b, nil); err != nil {
-		return nil, nil, errors.Join(err, ib.Close())
-	}
-	it, err := ib.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
-	if err != nil {
-		return nil, nil, errors.Join(err, ib.Close())
-	}
-	return it, closers{it, ib}, nil
+// Overlay is the state with the writes of an uncommitted batch laid over it.
+type Overlay struct {
+	from    *pebble.Batch
+	indexed *pebble.Batch
+	bytes   int    // of the batch that are in indexed
+	count   uint32 // of its writes
 }
 
-type closers []io.Closer
-
-func (cs closers) Close() error {
-	var errs []error
-	for _, c := range cs {
-		errs = append(errs, c.Close())
-	}
-	return errors.Join(errs...)
+// NewOverlay lays a batch over the state. The caller closes it before the batch.
+func (e *Engine) NewOverlay(b *pebble.Batch) *Overlay {
+	return &Overlay{from: b, indexed: e.db.NewIndexedBatch(), bytes: batchrepr.HeaderLen}
 }
+
+// NewIter returns an iterator over [lower, upper) of the state, and the batch, as of now. The
+// caller closes it before the overlay, and before the batch is written to. It costs time in proportion to what was
+// written to the batch since the last one.
+func (o *Overlay) NewIter(lower, upper []byte) (*pebble.Iterator, error) {
+	if all := o.from.Repr(); len(all) > o.bytes {
+		repr := slices.Concat(make([]byte, batchrepr.HeaderLen), all[o.bytes:])
+		batchrepr.SetCount(repr, o.from.Count()-o.count)
+		var more pebble.Batch
+		if err := errors.Join(more.SetRepr(repr), o.indexed.Apply(&more, nil)); err != nil {
+			return nil, err
+		}
+		o.bytes, o.count = len(all), o.from.Count()
+	}
+	return o.indexed.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+}
+
+// Close gives the overlay up.
+func (o *Overlay) Close() error { return o.indexed.Close() }
 
 // NewSnapshot returns the state as of now, for long reads. The caller closes it.
 func (e *Engine) NewSnapshot() *pebble.Snapshot { return e.db.NewSnapshot() }

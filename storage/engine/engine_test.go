@@ -66,7 +66,7 @@ func TestWhatIsVisibleAndWhatIsDurable(t *testing.T) {
 	must(t, e.Close())
 }
 
-func TestIterWithBatchLaysTheBatchOver(t *testing.T) {
+func TestOverlay(t *testing.T) {
 	e := open(t, Options{FS: vfs.NewMem()})
 	set(t, e, "a", "old")
 	set(t, e, "b", "old")
@@ -74,16 +74,29 @@ func TestIterWithBatchLaysTheBatchOver(t *testing.T) {
 	must(t, b.Set([]byte("b"), []byte("new"), nil))
 	must(t, b.Set([]byte("c"), []byte("new"), nil))
 	must(t, b.Delete([]byte("a"), nil))
-	it, closer, err := e.IterWithBatch(b, []byte("a"), []byte("z"))
-	must(t, err)
-	var got []string
-	for it.First(); it.Valid(); it.Next() {
-		got = append(got, fmt.Sprintf("%s=%s", it.Key(), it.Value()))
+	o := e.NewOverlay(b)
+	check := func(want string) {
+		t.Helper()
+		it, err := o.NewIter([]byte("a"), []byte("z"))
+		must(t, err)
+		var got []string
+		for it.First(); it.Valid(); it.Next() {
+			got = append(got, fmt.Sprintf("%s=%s", it.Key(), it.Value()))
+		}
+		must(t, it.Close())
+		if fmt.Sprint(got) != want {
+			t.Fatalf("got %v, want %s", got, want)
+		}
 	}
-	must(t, closer.Close())
-	if fmt.Sprint(got) != "[b=new c=new]" {
-		t.Fatalf("got %v", got)
-	}
+	check("[b=new c=new]")
+	must(t, b.Delete([]byte("c"), nil))
+	must(t, b.DeleteRange([]byte("b"), []byte("c"), nil))
+	must(t, b.Set([]byte("d"), []byte("newer"), nil))
+	check("[d=newer]")
+	check("[d=newer]")
+	must(t, b.Set([]byte("b"), []byte("newest"), nil))
+	check("[b=newest d=newer]")
+	must(t, o.Close())
 	must(t, b.Close())
 	if v, err := e.Get([]byte("b"), nil); err != nil || string(v) != "old" {
 		t.Fatalf("the batch was applied: %q, %v", v, err)
