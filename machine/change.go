@@ -12,10 +12,10 @@ import (
 // Why a change of the membership is rejected. The API maps each to etcd's code
 // and message.
 var (
-	ErrMemberExists     = errors.New("machine: a member with this ID exists")
-	ErrMemberNotFound   = errors.New("machine: no member has this ID")
-	ErrMemberRemoved    = errors.New("machine: the member with this ID was removed, and no other can have the ID")
-	ErrPeerURLExists    = errors.New("machine: another member has this peer URL")
+	ErrMemberExists   = errors.New("machine: a member with this ID exists")
+	ErrMemberNotFound = errors.New("machine: no member has this ID")
+	ErrMemberRemoved  = errors.New("machine: the member with this ID was removed, and no other can have the ID")
+	ErrPeerURLExists  = errors.New("machine: another member has this peer URL")
 	// ErrTooManyLearners: there are as many members without a vote as there may be.
 	ErrTooManyLearners  = errors.New("machine: there are as many learners as there may be: promote or remove one first")
 	ErrMemberNotLearner = errors.New("machine: only a learner can be promoted")

@@ -207,7 +207,6 @@ type passStep struct {
 	freed   int64
 	read    int    // bytes of records
 	key     []byte // scratch
-	limit   []byte // scratch
 	rec     record // the record that was decoded last
 	size    int    // its length
 }
@@ -246,31 +245,28 @@ func (p *passStep) run(next revision) (cont revision, err error) {
 	return cont, err
 }
 
-// revision deals with one version.
+// revision deals with one version, and, if it is the first that its revision made of the key, with the one before.
 func (p *passStep) revision(item *indexItem, hist *pebble.Iterator) error {
 	main, key := item.main, item.key
 	p.key = appendHistoryKey(p.key[:0], aliasString(key), main)
 	r, err := p.seek(hist, main)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case r.sub != item.sub && main == p.to:
-		return nil
-	case r.sub != item.sub:
+	}
+	superseded := r.sub != item.sub
+	if superseded {
 		p.key = binary.BigEndian.AppendUint64(p.key, ^uint64(item.sub))
 		if r, err = p.seek(hist, main); err != nil {
 			return err
 		}
-		return p.delete(hist, main, r, len(key))
-	case r.tombstone && main < p.to:
+	}
+	made := !r.tombstone && r.create == main
+	if main < p.to && (superseded || r.tombstone) {
 		if err := p.delete(hist, main, r, len(key)); err != nil {
 			return err
 		}
 	}
-	if !r.tombstone && r.create == main && !p.before(hist, main) {
-		return hist.Error()
-	}
-	return p.predecessor(hist, main, len(key))
+	return p.predecessor(hist, main, aliasString(key), made)
 }
 
 // seek moves hist to the record of p.key, which must be there.
@@ -298,38 +294,30 @@ func (p *passStep) decode(hist *pebble.Iterator, main int64) (*record, error) {
 	return &p.rec, nil
 }
 
-// before reports whether the revision main has changed the key of p.key before it made it. If not, there is nothing before that, or a
-// tombstone, and it is not looked for: behind it lies all that the engine has not forgotten yet of the key's earlier lives.
-func (p *passStep) before(hist *pebble.Iterator, main int64) bool {
-	p.limit = append(p.limit[:0], p.key...)
-	binary.BigEndian.PutUint64(p.limit[len(p.limit)-8:], ^uint64(main-1))
-	if hist.NextWithLimit(p.limit) != pebble.IterValid {
-		return false
+// predecessor deletes the version before that of main which hist stands on, if it is the last one of an earlier revision, unless
+// it is a tombstone. Before one that made the key there is nothing else, and it is not looked for: behind it lies all that the engine
+// has not forgotten yet of the key's earlier lives.
+func (p *passStep) predecessor(hist *pebble.Iterator, main int64, key string, made bool) error {
+	p.key = appendHistoryKey(p.key[:0], key, main-1) // or after that: the first place for another revision's
+	state := hist.NextWithLimit(p.key)
+	if state == pebble.IterAtLimit && !made && hist.Next() {
+		state = pebble.IterValid
 	}
-	return hist.Prev()
-}
-
-// predecessor deletes the version before the one of main that hist stands on,
-// the last of an earlier revision, unless it is a tombstone.
-func (p *passStep) predecessor(hist *pebble.Iterator, main int64, keyLen int) error {
-	for hist.Next() {
-		prefix, older, err := splitHistoryKey(hist.Key())
-		if err != nil {
-			return err
-		}
-		if !bytes.HasPrefix(p.key, prefix) {
-			return nil // another key's
-		}
-		if older == main {
-			continue // superseded within the revision: it has its own turn
-		}
-		r, err := p.decode(hist, older)
-		if err != nil || r.tombstone {
-			return err
-		}
-		return p.delete(hist, older, r, keyLen)
+	if state != pebble.IterValid {
+		return hist.Error()
 	}
-	return hist.Error()
+	prefix, older, err := splitHistoryKey(hist.Key())
+	switch {
+	case err != nil:
+		return err
+	case !bytes.HasPrefix(p.key, prefix), older == main, made:
+		return nil // another key's, or the same revision's, whose turn was before
+	}
+	r, err := p.decode(hist, older)
+	if err != nil || r.tombstone {
+		return err
+	}
+	return p.delete(hist, older, r, len(key))
 }
 
 // delete deletes the version r of main that hist stands on.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
 // TestCompactionPace: however batches are divided, compaction pauses as much as it
@@ -59,5 +60,34 @@ func TestCompactionOfManyLives(t *testing.T) {
 	}
 	if one > 2*many {
 		t.Errorf("%d lives of a key took %v, those of as many keys %v", lives, one, many)
+	}
+}
+
+// A revision that deletes a key and puts it again is one with two changes of it; what was before goes also when a batch ends between
+// them, or a crash does.
+func TestCompactionBetweenChangesOfARevision(t *testing.T) {
+	h := newHarness(t)
+	h.opts.CompactionBatchLimit = 1
+	h.reopen()
+	h.put("k", "old") // revision 2
+	h.put("l", "other")
+	h.apply(func() {
+		_, err := h.s.Txn(&pb.TxnRequest{Success: []*pb.RequestOp{
+			{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte{0}}}},
+			{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("k"), Value: []byte("new")}}},
+		}})
+		must(t, err)
+	})
+	h.put("m", "later")
+	h.compact(5)
+	snap := h.eng.NewSnapshot()
+	defer snap.Close()
+	var kept []string
+	must(t, h.s.ForEachRevision(t.Context(), snap, func(main, sub int64, _ bool, kv *mvccpb.KeyValue) error {
+		kept = append(kept, fmt.Sprintf("%s=%s at %d/%d", kv.Key, kv.Value, main, sub))
+		return nil
+	}))
+	if want := "[k=new at 4/2 m=later at 5/0]"; fmt.Sprint(kept) != want {
+		t.Errorf("kept are %v, want %s", kept, want)
 	}
 }

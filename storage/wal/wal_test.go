@@ -795,7 +795,7 @@ func TestTornFrameOfFakeHeads(t *testing.T) {
 			t.Fatalf("the segment is not prepared: %d", l.tail.zeroed)
 		}
 		var head [frameHeaderLen]byte
-		binary.LittleEndian.PutUint32(head[0:], 30<<20)          // a length that the file has
+		binary.LittleEndian.PutUint32(head[0:], 30<<20)    // a length that the file has
 		binary.LittleEndian.PutUint64(head[8:], l.frame+2) // a number that there could be
 		v := bytes.Repeat(head[:], valueBytes/len(head))
 		last, _ := l.LastIndex()
