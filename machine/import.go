@@ -110,7 +110,7 @@ func Rebase(eng *engine.Engine, index, term uint64, members []Member) error {
 	defer b.Close()
 	if members != nil {
 		// Who was removed from the old cluster may be a member of the new one.
-		if err := errors.Join(b.Delete(keyRemoved, nil), (&membership{list: members}).store(b)); err != nil {
+		if err := errors.Join(b.Delete(keyRemoved, nil), membersOf(members).store(b)); err != nil {
 			return err
 		}
 	}

@@ -112,7 +112,7 @@ func Bootstrap(eng *engine.Engine, index, term uint64, members []Member) error {
 	if err := mvcc.MarkFormat(b); err != nil {
 		return err
 	}
-	if err := (&membership{list: members}).store(b); err != nil {
+	if err := membersOf(members).store(b); err != nil {
 		return err
 	}
 	if err := setApplied(b, index, term); err != nil {

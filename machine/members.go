@@ -36,6 +36,13 @@ type membership struct {
 	removed []uint64 // sorted; kept for ever, for an ID is never used again
 }
 
+// membersOf is a membership in which nobody was removed.
+func membersOf(list []Member) *membership {
+	list = slices.Clone(list)
+	SortMembers(list)
+	return &membership{list: list}
+}
+
 func openMembers(eng *engine.Engine) (*Members, error) {
 	now, err := readMembership(eng)
 	if err != nil {

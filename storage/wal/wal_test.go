@@ -863,11 +863,11 @@ func TestReadingALargeFrameByPieces(t *testing.T) {
 	must(t, l.Close())
 	l, err = Open(o)
 	must(t, err)
-	heap := func() uint64 {
+	heap := func() int64 {
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
+		return int64(m.HeapAlloc)
 	}
 	before := heap()
 	var inFlight [][]*pb.Entry
@@ -885,7 +885,7 @@ func TestReadingALargeFrameByPieces(t *testing.T) {
 	runtime.KeepAlive(inFlight)
 	must(t, l.Close())
 	t.Logf("%d messages with %d MiB of entries hold %d MiB", len(inFlight), total>>20, held>>20)
-	if held > 4*uint64(total) {
+	if held > 4*int64(total) {
 		t.Errorf("%d MiB of entries, read by pieces of 1 MiB from one frame, hold %d MiB, and each piece reads all of the frame", total>>20, held>>20)
 	}
 }
