@@ -57,6 +57,13 @@ const (
 	compactTurn  = 8   // revisions
 )
 
+// A pass that fails, for what is not in the data, is repeated after a time that
+// doubles from the first of these up to the second.
+const (
+	compactFirstRetry = time.Second
+	compactLastRetry  = time.Minute
+)
+
 // It reads what it deletes, and leaves the disk to others for most of the time.
 const (
 	compactReadBatch = 2 << 20   // bytes
@@ -115,6 +122,7 @@ func (c *compactor) run() {
 	case <-c.stop:
 		return
 	}
+	pause := compactFirstRetry
 	for {
 		c.mu.Lock()
 		from, to := c.finished, c.target
@@ -125,13 +133,22 @@ func (c *compactor) run() {
 			switch {
 			case errors.Is(err, errStopped):
 				return
-			case err != nil:
-				// The engine has told its owner of errors of its own; a
-				// logical one would be met again. Reads go on either way.
+			case errors.Is(err, ErrCorrupt):
+				// It would be met again. Reads go on.
 				c.log.Error("compaction stopped", zap.Int64("revision", to), zap.Error(err))
 				<-c.stop
 				return
+			case err != nil:
+				c.log.Warn("compaction failed; trying again", zap.Int64("revision", to), zap.Error(err), zap.Duration("after", pause))
+				select {
+				case <-time.After(pause):
+				case <-c.stop:
+					return
+				}
+				pause = min(2*pause, compactLastRetry)
+				continue
 			}
+			pause = compactFirstRetry
 			c.log.Info("finished compaction", zap.Int64("revision", to),
 				zap.Int64("deleted", deleted), zap.Duration("took", time.Since(start)))
 			c.mu.Lock()

@@ -1,10 +1,15 @@
 package mvcc
 
 import (
+	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
@@ -90,4 +95,49 @@ func TestCompactionBetweenChangesOfARevision(t *testing.T) {
 	if want := "[k=new at 4/2 m=later at 5/0]"; fmt.Sprint(kept) != want {
 		t.Errorf("kept are %v, want %s", kept, want)
 	}
+}
+
+// One read of the disk that fails does not end compaction for the life of the process
+// while everything else goes on.
+func TestCompactionAfterAReadError(t *testing.T) {
+	var broken atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".sst") && broken.CompareAndSwap(true, false) {
+			return errors.New("input/output error") // once
+		}
+		return nil
+	}))
+	h := newHarnessOn(t, fs)
+	fill := func() {
+		h.apply(func() {
+			for i := range 3000 {
+				if _, err := h.s.Put(&pb.PutRequest{Key: fmt.Appendf(nil, "k%04d", i), Value: make([]byte, 200)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+	fill()
+	fill()
+	h.saveImage()
+	h.reopen()
+	broken.Store(true)
+	for try := range 2 {
+		fill()
+		var done <-chan struct{}
+		h.apply(func() {
+			var err error
+			if done, err = h.s.Compact(h.s.w.rev); err != nil {
+				t.Fatal(err)
+			}
+		})
+		select {
+		case <-done:
+			return
+		case <-time.After(5 * time.Second):
+			t.Logf("compaction %d does not end; read error still to come: %v; in use %d bytes; the engine says %v",
+				try+1, broken.Load(), h.s.SizeInUse(), h.eng.Flush())
+		}
+	}
+	t.Error("after one read error no compaction is ever finished, and the engine's owner was not told")
 }

@@ -125,15 +125,15 @@ func eachRevision(ctx context.Context, snap *pebble.Snapshot, from, to int64, fn
 
 // PrevKV returns the pair that ev changed or deleted; nil if there was none, or
 // if the revision before ev is compacted.
-func (s *Store) PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue {
-	if s.read() != nil {
-		return nil
+func (s *Store) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
+	if err := s.read(); err != nil {
+		return nil, err
 	}
 	defer s.reading.RUnlock()
 	rev := ev.Kv.ModRevision - 1
 	st := s.latest()
 	if ev.Kv.CreateRevision == ev.Kv.ModRevision || rev < max(st.compact, 1) || rev > st.rev {
-		return nil
+		return nil, nil
 	}
 	sp := spanOf(ev.Kv.Key, nil)
 	var kv *mvccpb.KeyValue
@@ -143,8 +143,8 @@ func (s *Store) PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue {
 		r.keyValue(kv, append([]byte(nil), key...), main)
 		return false
 	})
-	if err != nil {
-		return nil // compaction has passed it, or the engine has failed and said so
+	if errors.Is(err, errStale) {
+		return nil, nil // compaction has passed it
 	}
-	return kv
+	return kv, err
 }

@@ -329,8 +329,8 @@ func (r *modelRun) previous(ev *mvccpb.Event) {
 			}
 		}
 	}
-	if got := r.s.PrevKV(ev); !proto.Equal(got, want) {
-		r.t.Fatalf("before %v: %v, want %v", ev, got, want)
+	if got, err := r.s.PrevKV(ev); err != nil || !proto.Equal(got, want) {
+		r.t.Fatalf("before %v: %v, %v, want %v", ev, got, err, want)
 	}
 }
 

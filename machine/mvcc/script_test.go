@@ -238,7 +238,8 @@ func (sc *script) events() {
 
 func (sc *script) prev() {
 	rev, _ := strconv.ParseInt(sc.d.CmdArgs[1].Key, 10, 64)
-	kv := sc.h.s.PrevKV(&mvccpb.Event{Kv: &mvccpb.KeyValue{Key: []byte(sc.d.CmdArgs[0].Key), ModRevision: rev}})
+	kv, err := sc.h.s.PrevKV(&mvccpb.Event{Kv: &mvccpb.KeyValue{Key: []byte(sc.d.CmdArgs[0].Key), ModRevision: rev}})
+	must(sc.t, err)
 	if kv == nil {
 		sc.printf("none\n")
 		return

@@ -72,26 +72,30 @@ func (e *event) encoded() []byte {
 }
 
 // encodedWithPrev is encoded with the key's previous state.
-func (e *event) encodedWithPrev(src Source) []byte {
+func (e *event) encodedWithPrev(src Source) ([]byte, error) {
 	// What was found before a compaction must not be given after it: whether a
 	// watcher gets it would depend on who asked before.
 	compacted := e.revision-1 < src.CompactRevision()
 	if e.created || compacted {
-		return e.encoded()
+		return e.encoded(), nil
 	}
 	if b := e.withPrev.Load(); b != nil {
-		return *b
+		return *b, nil
 	}
 	b := e.encoded()
 	grown := 0
-	if prev := src.PrevKV(e.reference()); prev != nil {
+	prev, err := src.PrevKV(e.reference())
+	if err != nil {
+		return nil, err
+	}
+	if prev != nil {
 		field := mustAppend(nil, &mvccpb.Event{PrevKv: prev})
 		b, grown = appendField(b, field), len(field)
 	}
 	if grown <= e.bytes+maxPrevBytes {
 		e.withPrev.Store(&b)
 	}
-	return b
+	return b, nil
 }
 
 // reference returns what names the event to the source: its key and revision.

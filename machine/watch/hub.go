@@ -50,7 +50,7 @@ type Source interface {
 	ReadEvents(from, to int64, match func(key []byte) bool, maxBytes int) (evs []mvcc.RevisionEvents, next int64, err error)
 	// PrevKV returns the key's state before the event, nil if there was none
 	// or it is compacted.
-	PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue
+	PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error)
 }
 
 // Clock is a monotonic clock.

@@ -1,6 +1,12 @@
 package watch
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/coteriedb/coterie/machine/mvcc"
+)
 
 const (
 	// joinBytes is the size up to which deliveries to one watcher are joined into
@@ -51,11 +57,14 @@ func (s *Stream) Next(ctx context.Context) (*Responses, error) {
 
 // finish makes the next of the responses in the batch as they are sent.
 func (s *Stream) finish() (*Responses, error) {
-	s.batch.finish(s.h.src, s.h.o.FragmentBytes)
+	err := s.batch.finish(s.h.src, s.h.o.FragmentBytes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return nil, ErrClosed // so may have been the source, before it told what all events had before
+	if s.closed || errors.Is(err, mvcc.ErrClosed) {
+		return nil, ErrClosed
+	}
+	if err != nil {
+		return nil, fmt.Errorf("watch: read what was before: %w", err)
 	}
 	return s.batch, nil
 }

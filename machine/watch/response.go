@@ -182,7 +182,7 @@ func (d *delivery) created() bool {
 
 // finish makes the next responses as their watchers want them, in place of those that it made before: all there are, but that
 // it ends when it has read joinBytes of previous values.
-func (rs *Responses) finish(src Source, fragmentBytes int) {
+func (rs *Responses) finish(src Source, fragmentBytes int) error {
 	special := false
 	for i := range rs.bodies {
 		b := &rs.bodies[i]
@@ -190,7 +190,7 @@ func (rs *Responses) finish(src Source, fragmentBytes int) {
 	}
 	if !special {
 		rs.all, rs.todo = rs.todo, rs.all[:0]
-		return
+		return nil
 	}
 	for i := range rs.bodies {
 		rs.bodies[i].parts = nil // all responses with them have been sent
@@ -202,9 +202,13 @@ func (rs *Responses) finish(src Source, fragmentBytes int) {
 		if b.reply == nil && b.to[0].is(prevKV) && !b.created && b.parts == nil {
 			if read >= joinBytes {
 				rs.todo = rs.todo[:copy(rs.todo, rs.todo[i:])]
-				return
+				return nil
 			}
-			read += b.readPrevious(src)
+			n, err := b.readPrevious(src)
+			if err != nil {
+				return err
+			}
+			read += n
 		}
 		if b.reply == nil && b.to[0].is(fragment) && fragmentBytes > 0 {
 			rs.splitOne(r, fragmentBytes)
@@ -213,6 +217,7 @@ func (rs *Responses) finish(src Source, fragmentBytes int) {
 		}
 	}
 	rs.todo = rs.todo[:0]
+	return nil
 }
 
 // splitOne appends r in responses that are smaller than size, or have only one
@@ -247,13 +252,15 @@ func (rs *Responses) splitOne(r response, size int) {
 }
 
 // readPrevious makes the parts of a response with previous values, and returns how many bytes they are.
-func (b *body) readPrevious(src Source) (bytes int) {
+func (b *body) readPrevious(src Source) (bytes int, err error) {
 	b.parts = make([][]byte, len(b.events))
 	for i, e := range b.events {
-		b.parts[i] = e.encodedWithPrev(src)
+		if b.parts[i], err = e.encodedWithPrev(src); err != nil {
+			return 0, err
+		}
 		bytes += len(b.parts[i])
 	}
-	return bytes
+	return bytes, nil
 }
 
 // part returns the i-th event, encoded.

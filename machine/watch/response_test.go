@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,7 +89,9 @@ func TestResponseBytes(t *testing.T) {
 				rs.Identity = identity
 				w := &watcher{id: test.id, flags: test.flags}
 				rs.add(&delivery{to: []*watcher{w}, revision: test.revision, events: events}, 1)
-				rs.finish(oneBefore{kv: prev}, 0)
+				if err := rs.finish(oneBefore{kv: prev}, 0); err != nil {
+					t.Fatal(err)
+				}
 				rs.bodies[0].fragment = test.fragment
 				want := &pb.WatchResponse{
 					Header:  &pb.ResponseHeader{ClusterId: identity.ClusterID, MemberId: identity.MemberID, RaftTerm: identity.Term, Revision: test.revision},
@@ -112,8 +115,8 @@ type oneBefore struct {
 	kv *mvccpb.KeyValue
 }
 
-func (o oneBefore) CompactRevision() int64                { return 0 }
-func (o oneBefore) PrevKV(*mvccpb.Event) *mvccpb.KeyValue { return o.kv }
+func (o oneBefore) CompactRevision() int64                         { return 0 }
+func (o oneBefore) PrevKV(*mvccpb.Event) (*mvccpb.KeyValue, error) { return o.kv, nil }
 
 // TestEncodeAtOnce: those who encode an event at the same time get the same.
 func TestEncodeAtOnce(t *testing.T) {
@@ -142,8 +145,12 @@ func TestEncodeAtOnce(t *testing.T) {
 // prevOf returns the previous value that e is sent with.
 func prevOf(t *testing.T, e *event, src Source) *mvccpb.KeyValue {
 	t.Helper()
+	b, err := e.encodedWithPrev(src)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var m pb.WatchResponse
-	if err := proto.Unmarshal(e.encodedWithPrev(src), &m); err != nil || len(m.Events) != 1 {
+	if err := proto.Unmarshal(b, &m); err != nil || len(m.Events) != 1 {
 		t.Fatalf("%d events, %v", len(m.Events), err)
 	}
 	return m.Events[0].PrevKv
@@ -242,14 +249,41 @@ type closingSource struct {
 	closed bool
 }
 
-func (s *closingSource) PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue {
+func (s *closingSource) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
 	if s.closed {
-		return nil // as mvcc.Store says after Close
+		return nil, mvcc.ErrClosed
 	}
-	kv := s.fakeSource.PrevKV(ev)
+	kv, err := s.fakeSource.PrevKV(ev)
 	s.closed = true
 	s.close()
-	return kv
+	return kv, err
+}
+
+// brokenSource cannot read what was before.
+type brokenSource struct{ *fakeSource }
+
+func (brokenSource) PrevKV(*mvccpb.Event) (*mvccpb.KeyValue, error) { return nil, syscall.EIO }
+
+// What cannot be read is not told to be nothing.
+func TestPreviousValuesThatCannotBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := brokenSource{newFakeSource()}
+		src.write("k=1")
+		h := NewHub(src, Options{})
+		defer h.Close()
+		s := h.NewStream()
+		defer s.Close()
+		if err := s.Create(t.Context(), &pb.WatchCreateRequest{Key: []byte("k"), PrevKv: true}); err != nil {
+			t.Fatal(err)
+		}
+		if rs, err := s.Next(t.Context()); err != nil || rs.Len() != 1 {
+			t.Fatal(rs, err)
+		}
+		h.Publish([]mvcc.RevisionEvents{src.write("k=2")})
+		if rs, err := s.Next(t.Context()); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%v, %v", rs, err)
+		}
+	})
 }
 
 func TestCloseWhilePreviousValuesAreRead(t *testing.T) {

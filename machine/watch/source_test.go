@@ -120,11 +120,11 @@ func (f *fakeSource) ReadEvents(from, to int64, match func(key []byte) bool, max
 	return evs, to + 1, nil
 }
 
-func (f *fakeSource) PrevKV(ev *mvccpb.Event) *mvccpb.KeyValue {
+func (f *fakeSource) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
 	if ev.Kv.ModRevision-1 < f.CompactRevision() {
-		return nil
+		return nil, nil
 	}
-	return f.before(ev)
+	return f.before(ev), nil
 }
 
 // before returns the key's state before ev, compacted or not.
