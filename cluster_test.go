@@ -488,6 +488,7 @@ func TestMembersOfDifferentClustersDoNotMix(t *testing.T) {
 	foreign := configs[0]
 	foreign.DataDir += "-foreign"
 	foreign.InitialClusterToken = "another"
+	foreign.patience = time.Minute // or it serves what it can without a leader
 	foreign.ListenPeerURLs = testConfig(t).ListenPeerURLs
 	foreign.ListenClientURLs = testConfig(t).ListenClientURLs
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -72,7 +72,7 @@ var mayImport = map[string][]string{
 	".": {"api", "api/*", "compactor", "consensus", "peer", "discovery", "guard", "lessor", "machine", "machine/*", "recovery", "replica", "rpc", "storage/*", "wire"},
 
 	// Members on a clock, a network and disks of its own. What it runs is everything below the wiring.
-	"sim": {"consensus", "lessor", "machine", "machine/*", "replica", "storage/engine", "storage/wal"},
+	"sim": {"consensus", "lessor", "machine", "machine/*", "peer", "replica", "storage/engine", "storage/wal"},
 
 	// For tests and benchmarks.
 	"internal/footprint": {},

@@ -14,8 +14,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // Why Join gives up. Trying again would not help: whoever made the token has to do something.
@@ -89,15 +87,11 @@ func Join(ctx context.Context, r Registry, id uint64, self string) (initialClust
 // Connect makes a client of the service, for a registry with its RequestTimeout and Logger: again and again as long as nobody answers,
 // for one that has to log in does so when it is made.
 func Connect(ctx context.Context, r Registry, make func() (*clientv3.Client, error)) (client *clientv3.Client, err error) {
-	var broken error
 	err = r.retry(ctx, func(context.Context) (err error) {
 		client, err = make()
-		if code := status.Code(err); err != nil && code != codes.Unavailable && code != codes.DeadlineExceeded && !errors.Is(err, context.DeadlineExceeded) {
-			broken, err = err, nil
-		}
 		return err
 	})
-	return client, errors.Join(broken, err)
+	return client, err
 }
 
 func (r *Registry) prefix() string { return registryPrefix + r.Token + "/members/" }
