@@ -49,6 +49,7 @@ type Disk struct {
 	left    *node                                         // what the crash has left; nil before
 	room    int64                                         // bytes that may still be written; below 0: no limit
 	slow    func(name string, syncs uint64) time.Duration // how long a sync takes
+	beside  func(name string)                             // called when a file is about to be opened for writing, or renamed
 	failure *Failure                                      // what fails; nil for nothing
 	logDied time.Time                                     // when a change of the log failed
 	forgets bool                                          // who syncs asks again when a sync fails, and is told that all is well
@@ -182,6 +183,23 @@ func (d *Disk) Slow(f func(name string, syncs uint64) time.Duration) {
 	d.slow = f
 }
 
+// Beside has f called when a file is about to be opened for writing, or renamed: it may do what another goroutine of the
+// process could do then.
+func (d *Disk) Beside(f func(name string)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.beside = f
+}
+
+func (d *Disk) meanwhile(name string) {
+	d.mu.Lock()
+	f := d.beside
+	d.mu.Unlock()
+	if f != nil {
+		f(path.Base(name))
+	}
+}
+
 // Kill ends the process alone: what it has written is there.
 func (d *Disk) Kill() {
 	d.mu.Lock()
@@ -196,7 +214,7 @@ func (d *Disk) Kill() {
 func (d *Disk) Reboot() *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.room, d.slow, d.failure = -1, nil, nil
+	d.room, d.slow, d.beside, d.failure = -1, nil, nil, nil
 	return &Disk{rng: d.rng, root: d.left, held: map[string]bool{}, room: -1, forgets: d.forgets}
 }
 
@@ -478,6 +496,7 @@ func (d *Disk) OpenDir(name string) (vfs.File, error) { return d.open(name, fals
 
 // OpenReadWrite implements vfs.FS.
 func (d *Disk) OpenReadWrite(name string, _ vfs.DiskWriteCategory, _ ...vfs.OpenOption) (vfs.File, error) {
+	d.meanwhile(name)
 	f, err := d.open(name, true)
 	if errors.Is(err, fs.ErrNotExist) {
 		d.mu.Lock()
@@ -559,6 +578,7 @@ func (d *Disk) RemoveAll(name string) error {
 
 // Rename implements vfs.FS.
 func (d *Disk) Rename(from, to string) error {
+	d.meanwhile(from)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	fromDir, fromBase, err := d.parent(from)

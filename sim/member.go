@@ -65,6 +65,8 @@ type process struct {
 	lessor  *lessor.Lessor
 	planned [consensus.Turns]bool
 	turns   sync.WaitGroup // under way
+	trims   atomic.Bool    // one of them trims the log
+	besides int            // calls of prepare; of the turn of the log
 
 	mu     sync.Mutex
 	counts map[string]int // Guarded by mu. Proposals of the lease clock that are under way, by kinds.
@@ -101,6 +103,18 @@ func (m *member) start() {
 			m.w.post(fmt.Sprintf("open %d", m.id), func() { m.opened(p, err) })
 		})
 	})
+}
+
+// prepare has the next segment of the log prepared at a moment at which the last one is just being made of it: a turn that trims the
+// log may be as far as that.
+func (p *process) prepare(name string) {
+	if name != "next.wal.tmp" {
+		return
+	}
+	// It is opened, then renamed: do so before the one for one segment, before the other for the next.
+	if p.besides++; (p.besides%4 == 1 || p.besides%4 == 0) && !p.trims.Load() {
+		p.data.Log.Prepare()
+	}
 }
 
 // latency of a sync. It follows from what is synced, so that it does not matter
@@ -151,6 +165,7 @@ func (m *member) opened(p *process, err error) {
 	m.p = p
 	m.w.lock.Unlock()
 	p.disk.Slow(m.latency)
+	p.disk.Beside(p.prepare)
 	m.tickLater(p)
 }
 
@@ -491,6 +506,10 @@ func (p *process) takeTurn(t consensus.Turn) (err error) {
 			p.m.trouble = time.Time{}
 		}
 	}()
+	if t == consensus.TurnTrim {
+		p.trims.Store(true)
+		defer p.trims.Store(false)
+	}
 	if err := p.node.Take(t); err != nil || t != consensus.TurnLog && t != consensus.TurnTrim {
 		return err
 	}
