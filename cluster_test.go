@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -573,8 +575,8 @@ func corrupt(t *testing.T, cfg Config) {
 }
 
 // A member that has lost its data comes back and, with another that missed an acknowledged write, outvotes the
-// one that has it. It must be refused: the member that it asks knows that it has started. Only the client URLs
-// are looked at, which a legal configuration has none of.
+// one that has it. It must be refused: the member that it asks knows that it has started, also by its name alone, for a legal
+// configuration has no client URLs.
 func TestLostDataWithoutClientURLs(t *testing.T) {
 	t.Parallel() // it mostly waits
 	configs := testCluster(t, 3)
@@ -626,7 +628,7 @@ func TestLostDataBesideAHungMember(t *testing.T) {
 	configs := testCluster(t, 3)
 	nodes := openAll(t, configs)
 	must(t, nodes[2].Close())
-	// The URLs are asked in their order.
+	// Where URLs are asked one after another, this one is the first.
 	first, second := 0, 1
 	if configs[1].ListenPeerURLs[0] < configs[0].ListenPeerURLs[0] {
 		first, second = 1, 0
@@ -720,5 +722,67 @@ func TestMaxLearners(t *testing.T) {
 	group.Wait()
 	if got := len(n.machine().Members.Learners()); got > cfg.MaxLearners {
 		t.Errorf("%d learners, though there may be %d", got, cfg.MaxLearners)
+	}
+}
+
+// The documented way to replace a lost member (docs/clustering.md, "Replace a member"): it is removed and added again with
+// the same peer URLs, and gets another id. One of the others has not applied that yet (it lags, or is cut off): it
+// still tells of the old member, which had started.
+func TestReplacedMemberBesideOneThatLags(t *testing.T) {
+	serve := func(body *string) *httptest.Server {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Etcd-Cluster-ID", "abc")
+			fmt.Fprint(w, *body)
+		}))
+		t.Cleanup(s.Close)
+		return s
+	}
+	var fresh, stale string
+	a, b := serve(&fresh), serve(&stale)
+	const self = "http://127.0.0.1:1"
+	member := func(id int, name, url string) string {
+		return fmt.Sprintf(`{"id":%d,"peerURLs":[%q],"name":%q,"clientURLs":[]}`, id, url, name)
+	}
+	common := member(1, "m1", a.URL) + "," + member(2, "m2", b.URL)
+	fresh = "[" + common + "," + member(99, "", self) + "]"  // removed and added again
+	stale = "[" + common + "," + member(3, "m3", self) + "]" // as it was before
+	c := testConfig(t)
+	c.Name = "m3"
+	configured := map[string][]string{"m1": {a.URL}, "m2": {b.URL}, "m3": {self}}
+	f, err := c.join(t.Context(), configured)
+	if err != nil {
+		t.Fatalf("the member that was added anew is refused for what the old one was: %v", err)
+	}
+	if f.MemberID != 99 {
+		t.Errorf("it joins as %d, and was added as 99", f.MemberID)
+	}
+}
+
+// The other way round: a member that has started, and voted, has lost its data and comes back with the flags that it joined with.
+// One member knows that it has started, and that the cluster has grown since; another one lags behind both, as one
+// that has just been started again tells what its engine has. Any that knows is to be believed (docs/design.md).
+func TestStartedMemberOfAClusterThatHasGrown(t *testing.T) {
+	serve := func(body *string) *httptest.Server {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Etcd-Cluster-ID", "abc")
+			fmt.Fprint(w, *body)
+		}))
+		t.Cleanup(s.Close)
+		return s
+	}
+	var fresh, stale string
+	a, b := serve(&fresh), serve(&stale)
+	const self = "http://127.0.0.1:1"
+	member := func(id int, name, url string) string {
+		return fmt.Sprintf(`{"id":%d,"peerURLs":[%q],"name":%q,"clientURLs":[]}`, id, url, name)
+	}
+	common := member(1, "m1", a.URL) + "," + member(2, "m2", b.URL)
+	fresh = "[" + common + "," + member(3, "m3", self) + "," + member(4, "m4", "http://127.0.0.1:2") + "]"
+	stale = "[" + common + "," + member(3, "", self) + "]"
+	c := testConfig(t)
+	c.Name = "m3"
+	f, err := c.join(t.Context(), map[string][]string{"m1": {a.URL}, "m2": {b.URL}, "m3": {self}})
+	if err == nil {
+		t.Errorf("member %d is let in as if it had never voted, though one of the others knows that it has started", f.MemberID)
 	}
 }

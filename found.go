@@ -88,8 +88,8 @@ func (c *Config) forgotten(id uint64) error {
 }
 
 // join asks a running cluster for its members, of which this must be one, with
-// the URLs that the configuration lists. Who does not know it yet, or not that it
-// has started already, is only behind.
+// the URLs that the configuration lists. Of several answers some may be older than
+// others: a member that lags tells what it knows.
 func (c *Config) join(ctx context.Context, configured map[string][]string) (*replica.Founding, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
@@ -97,46 +97,55 @@ func (c *Config) join(ctx context.Context, configured map[string][]string) (*rep
 	if err != nil {
 		return nil, fmt.Errorf("cannot fetch cluster info from peer urls: %w", err)
 	}
-	var found *replica.Founding
+	started := map[uint64]bool{} // members that have had these URLs; one of them may have been replaced by this
 	for _, a := range answers {
-		f, started, aErr := c.joining(a, configured)
-		switch {
-		case started:
-			return nil, c.forgotten(f.MemberID)
-		case aErr == nil && found == nil:
-			found = f
-		case aErr != nil:
-			err = aErr
+		for _, m := range a.Members {
+			if m.Started() && sameSet(m.PeerURLs, configured[c.Name]) {
+				started[m.ID] = true
+			}
 		}
 	}
-	if found == nil {
+	var found *replica.Founding
+	for _, a := range answers {
+		f, unfit := joining(a, c.Name, configured)
+		switch {
+		case unfit != nil:
+			err = unfit
+		case found == nil || started[found.MemberID]:
+			found = f
+		}
+	}
+	switch {
+	case found == nil:
 		return nil, err
+	case started[found.MemberID]:
+		return nil, c.forgotten(found.MemberID)
 	}
 	return found, nil
 }
 
-// joining is what a member that joins is made of, by what another one has told, which may know that it has started before.
-func (c *Config) joining(a peer.Fetched, configured map[string][]string) (f *replica.Founding, started bool, err error) {
+// joining is what a member that joins is made of, by what another one has told.
+func joining(a peer.Fetched, self string, configured map[string][]string) (*replica.Founding, error) {
 	if len(a.Members) != len(configured) {
-		return nil, false, fmt.Errorf("error validating peerURLs: member count is unequal: the cluster %x has %d members, --initial-cluster lists %d: "+
+		return nil, fmt.Errorf("error validating peerURLs: member count is unequal: the cluster %x has %d members, --initial-cluster lists %d: "+
 			"list them all, this one too, which must have been added to the cluster before", a.ClusterID, len(a.Members), len(configured))
 	}
-	f = &replica.Founding{ClusterID: a.ClusterID, Joins: true}
+	f := &replica.Founding{ClusterID: a.ClusterID, Joins: true}
 	for name, urls := range configured {
 		i := slices.IndexFunc(a.Members, func(m peer.FetchedMember) bool { return sameSet(m.PeerURLs, urls) })
 		if i < 0 {
-			return nil, false, fmt.Errorf("error validating peerURLs: unmatched member while checking PeerURLs: "+
+			return nil, fmt.Errorf("error validating peerURLs: unmatched member while checking PeerURLs: "+
 				"no member of the cluster %x has the peer URLs %s of %s", a.ClusterID, strings.Join(urls, ","), name)
 		}
-		if name == c.Name {
-			f.MemberID, started = a.Members[i].ID, a.Members[i].Started()
+		if name == self {
+			f.MemberID = a.Members[i].ID
 		}
 	}
 	for _, m := range a.Members {
 		f.Members = append(f.Members, machine.Member{ID: m.ID, PeerURLs: m.PeerURLs, IsLearner: m.IsLearner, Name: m.Name, ClientURLs: m.ClientURLs})
 	}
 	machine.SortMembers(f.Members)
-	return f, started, nil
+	return f, nil
 }
 
 // othersURLs returns the peer URLs of the configured members but one.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/machine/auth"
 	"github.com/coteriedb/coterie/machine/lease"
@@ -64,6 +65,7 @@ var known = []struct{ err, status error }{
 	{auth.ErrEnforcementUnsupported, status.Error(codes.Unimplemented, auth.ErrEnforcementUnsupported.Error())},
 
 	{consensus.ErrTimeout, rpctypes.ErrGRPCTimeout},
+	{lessor.ErrNotRevoked, rpctypes.ErrGRPCTimeout},
 	{consensus.ErrStopped, rpctypes.ErrGRPCStopped},
 	{consensus.ErrNoLeader, rpctypes.ErrGRPCNoLeader},
 	{consensus.ErrNotLeader, rpctypes.ErrGRPCNotLeader},

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coteriedb/coterie/consensus"
+	"github.com/coteriedb/coterie/lessor"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/machine/auth"
 	"github.com/coteriedb/coterie/machine/lease"
@@ -54,6 +55,7 @@ var errorsByName = []struct {
 	{"auth.ErrInvalidAuthMgmt", auth.ErrInvalidAuthMgmt},
 	{"auth.ErrEnforcementUnsupported", auth.ErrEnforcementUnsupported},
 	{"consensus.ErrTimeout", consensus.ErrTimeout},
+	{"lessor.ErrNotRevoked", lessor.ErrNotRevoked},
 	{"consensus.ErrStopped", consensus.ErrStopped},
 	{"consensus.ErrNoLeader", consensus.ErrNoLeader},
 	{"consensus.ErrTooManyRequests", consensus.ErrTooManyRequests},

@@ -417,3 +417,49 @@ func TestCheckInitial(t *testing.T) {
 		})
 	}
 }
+
+// slowDisk is a cluster in which member 3 needs longer for its hash than the others: its disk is slow, or about to fail.
+type slowDisk struct {
+	*cluster
+	local, slow time.Duration
+}
+
+func (c *slowDisk) Local(ctx context.Context, rev int64) (Hash, error) {
+	time.Sleep(c.local)
+	return c.cluster.Local(ctx, rev)
+}
+
+func (c *slowDisk) Peers(ctx context.Context, rev int64) []PeerHash {
+	all := c.cluster.Peers(ctx, rev)
+	select {
+	case <-time.After(c.slow):
+	case <-ctx.Done():
+		for i := range all {
+			if all[i].ID == 3 {
+				all[i] = PeerHash{ID: 3, Err: ctx.Err()}
+			}
+		}
+	}
+	return all
+}
+
+// A corrupt member is found also if its hash takes much longer than the leader's.
+func TestSlowMemberIsCompared(t *testing.T) {
+	c := &slowDisk{newCluster(3), 500 * time.Millisecond, 6 * time.Second}
+	c.replicas[3].salt = 7
+	runForMembers(t, 24*time.Hour, c)
+	if len(c.raised) == 0 {
+		t.Errorf("not found in %d looks in a day", c.looks)
+	}
+}
+
+func runForMembers(t *testing.T, d time.Duration, m Members) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		defer cancel()
+		g := New(m, Options{ID: 1, Interval: time.Hour})
+		g.SetActive(true)
+		g.Run(ctx)
+	})
+}

@@ -9,6 +9,12 @@ import (
 	"go.uber.org/zap"
 )
 
+// A start waits for others' hashes as long as they should need when this member's own took that long.
+const (
+	slowness      = 4
+	leastPatience = 3 * time.Second
+)
+
 // CheckInitial compares this member's data with that of the others before it
 // serves, at its newest revision. Members that cannot be compared are passed
 // over: they may be starting, too. An error of another kind than *DifferentError
@@ -21,7 +27,7 @@ func (g *Guard) CheckInitial(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("hash the data of this member: %w", err)
 	}
-	l := &look{local: local, peers: g.ask(ctx, local.HashRevision, time.Since(began))}
+	l := &look{local: local, peers: g.ask(ctx, local.HashRevision, min(slowness*time.Since(began)+leastPatience, g.o.Timeout/2))}
 	e := &DifferentError{Member: g.o.ID, Hash: local, Members: len(l.peers) + 1}
 	compared := 0
 	for _, p := range l.peers {

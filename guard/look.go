@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -24,17 +25,15 @@ func (g *Guard) look(ctx context.Context, rev int64) (*look, error) {
 	defer cancel()
 	l := &look{}
 	var err error
-	began := time.Now()
 	if l.local, err = g.m.Local(ctx, rev); err != nil {
 		return nil, fmt.Errorf("hash the data of this member: %w", err)
 	}
-	took := time.Since(began)
 	select {
 	case <-g.o.Clock.After(g.o.Pause):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	l.peers = g.ask(ctx, l.local.HashRevision, took)
+	l.peers = g.ask(ctx, l.local.HashRevision, g.o.Timeout/2) // which leaves time to catch up with them
 	if err := g.m.Linearize(ctx); err != nil {
 		return nil, fmt.Errorf("catch up with the other members: %w", err)
 	}
@@ -42,18 +41,17 @@ func (g *Guard) look(ctx context.Context, rev int64) (*look, error) {
 	return l, nil
 }
 
-// Others may need longer for a hash than this member did, but not for ever.
-const (
-	slowness      = 4
-	leastPatience = 3 * time.Second
-)
-
-// ask asks the other members, for as long as they should need when this one took that long. Who hangs is then as one that is
-// down, and there is time left to catch up with the rest.
-func (g *Guard) ask(ctx context.Context, rev int64, took time.Duration) []PeerHash {
-	ctx, cancel := context.WithTimeout(ctx, min(slowness*took+leastPatience, g.o.Timeout/2))
+// ask asks the other members, for no longer than patience. Who hangs is then as one that is down.
+func (g *Guard) ask(ctx context.Context, rev int64, patience time.Duration) []PeerHash {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return g.m.Peers(ctx, rev)
+	all := g.m.Peers(ctx, rev)
+	for _, p := range all {
+		if errors.Is(p.Err, context.DeadlineExceeded) {
+			g.o.Logger.Warn("a member did not tell the hash of its data in time", zap.String("member", name(p.ID)), zap.Duration("time", patience))
+		}
+	}
+	return all
 }
 
 // comparable reports whether h is of the same history as the local hash.

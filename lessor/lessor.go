@@ -35,6 +35,10 @@ import (
 // knows deadlines.
 var ErrNotPrimary = errors.New("not a primary lessor")
 
+// ErrNotRevoked is returned by a member that does not lead, for a lease that has expired and that its leader cannot
+// revoke for a while.
+var ErrNotRevoked = errors.New("lessor: the lease has expired and is not revoked yet")
+
 // Proposer is one term of leadership. It belongs to the reign that Promote
 // begins with it.
 type Proposer interface {

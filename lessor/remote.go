@@ -203,7 +203,7 @@ func (r *Remote) Renew(ctx context.Context, id int64) (ttl int64, err error) {
 		select {
 		case <-time.After(expiredPause):
 		case <-patience:
-			return 0, unanswered(errors.New("the lease has expired and is not revoked yet"))
+			return 0, ErrNotRevoked
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}

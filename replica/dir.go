@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
@@ -142,11 +143,13 @@ func makeDir(fs vfs.FS, dir string) error {
 }
 
 // syncNames makes the names of the directories durable, if somebody else has just made them, or a start that
-// was interrupted. Where that is forbidden, so was making them.
+// was interrupted. Where that is forbidden or not possible, as in a file system that is only read, so was making them.
 func syncNames(o Options) error {
 	for _, dir := range []string{o.Path, o.Log.Dir} {
-		if err := SyncDir(o.FS, filepath.Dir(filepath.Clean(dir))); err != nil && !errors.Is(err, fs.ErrPermission) {
-			return fmt.Errorf("make the data directory: %w", err)
+		parent := filepath.Dir(filepath.Clean(dir))
+		err := SyncDir(o.FS, parent)
+		if err != nil && !slices.ContainsFunc([]error{fs.ErrPermission, syscall.EINVAL, syscall.ENOTSUP, syscall.EROFS}, func(target error) bool { return errors.Is(err, target) }) {
+			return fmt.Errorf("make the name of %s durable: sync %s: %w", dir, parent, err)
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -93,4 +94,35 @@ func TestNameOfTheDataDirectorySurvivesACrash(t *testing.T) {
 		d.Engine.Close()
 		d.Close()
 	}
+}
+
+// readOnlyRoot is a disk that is mounted at /data, below a file system that is only read and has nothing to sync: squashfs and
+// erofs have no fsync for directories, and the kernel answers EINVAL.
+type readOnlyRoot struct{ vfs.FS }
+
+func (r readOnlyRoot) OpenDir(name string) (vfs.File, error) {
+	f, err := r.FS.OpenDir(name)
+	if name == "/" {
+		return unsyncable{f}, err
+	}
+	return f, err
+}
+
+type unsyncable struct{ vfs.File }
+
+func (unsyncable) Sync() error { return syscall.EINVAL }
+
+func TestMountPointBelowAReadOnlyRoot(t *testing.T) {
+	mem := vfs.NewMem()
+	if err := mem.MkdirAll("/data", 0o755); err != nil { // the mount point was there before
+		t.Fatal(err)
+	}
+	d, err := Open(Options{Path: "/data", FS: readOnlyRoot{mem}, Logger: zap.NewNop()}, func() (*Founding, error) {
+		return &Founding{ClusterID: 1, MemberID: 2, Members: []machine.Member{{ID: 2, PeerURLs: []string{"http://a:1"}}}}, nil
+	})
+	if err != nil {
+		t.Fatalf("a new member does not start in a directory that was there and is writable: %v", err)
+	}
+	d.Engine.Close()
+	d.Close()
 }

@@ -3,9 +3,12 @@ package mvcc
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -100,44 +103,144 @@ func TestCompactionBetweenChangesOfARevision(t *testing.T) {
 // One read of the disk that fails does not end compaction for the life of the process
 // while everything else goes on.
 func TestCompactionAfterAReadError(t *testing.T) {
-	var broken atomic.Bool
-	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".sst") && broken.CompareAndSwap(true, false) {
-			return errors.New("input/output error") // once
+	synctest.Test(t, func(t *testing.T) {
+		var broken atomic.Bool
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".sst") && broken.CompareAndSwap(true, false) {
+				return errors.New("input/output error") // once
+			}
+			return nil
+		}))
+		h := newHarnessOn(t, fs)
+		fill := func() {
+			h.apply(func() {
+				for i := range 3000 {
+					if _, err := h.s.Put(&pb.PutRequest{Key: fmt.Appendf(nil, "k%04d", i), Value: make([]byte, 200)}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
 		}
-		return nil
-	}))
-	h := newHarnessOn(t, fs)
-	fill := func() {
-		h.apply(func() {
-			for i := range 3000 {
-				if _, err := h.s.Put(&pb.PutRequest{Key: fmt.Appendf(nil, "k%04d", i), Value: make([]byte, 200)}); err != nil {
+		fill()
+		fill()
+		h.saveImage()
+		h.reopen()
+		broken.Store(true)
+		for try := range 2 {
+			fill()
+			var done <-chan struct{}
+			h.apply(func() {
+				var err error
+				if done, err = h.s.Compact(h.s.w.rev); err != nil {
 					t.Fatal(err)
 				}
+			})
+			select {
+			case <-done:
+				return
+			case <-time.After(5 * time.Second):
+				t.Logf("compaction %d does not end; read error still to come: %v; in use %d bytes; the engine says %v",
+					try+1, broken.Load(), h.s.SizeInUse(), h.eng.Flush())
 			}
-		})
-	}
-	fill()
-	fill()
-	h.saveImage()
-	h.reopen()
-	broken.Store(true)
-	for try := range 2 {
-		fill()
-		var done <-chan struct{}
-		h.apply(func() {
-			var err error
-			if done, err = h.s.Compact(h.s.w.rev); err != nil {
-				t.Fatal(err)
-			}
-		})
-		select {
-		case <-done:
-			return
-		case <-time.After(5 * time.Second):
-			t.Logf("compaction %d does not end; read error still to come: %v; in use %d bytes; the engine says %v",
-				try+1, broken.Load(), h.s.SizeInUse(), h.eng.Flush())
 		}
+		t.Error("after one read error no compaction is ever finished, and the engine's owner was not told")
+	})
+}
+
+// revVersion is one change.
+type revVersion struct {
+	main, sub int64
+	key       string
+	del       bool
+}
+
+// What a compaction keeps is what it must, however it was interrupted, by batches of a few revisions that change a key several times.
+func TestCompactionInterrupted(t *testing.T) {
+	for seed := range uint64(12) {
+		synctest.Test(t, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			h := newHarness(t)
+			h.smallRecords(seed)
+			h.opts.CompactionBatchLimit = 1 + rnd.IntN(3)
+			h.opts.CompactionSleep = 200 * time.Microsecond
+			h.reopen()
+			var all []revVersion
+			var compacted int64 = -1
+			keys := []string{"a", "ab", "b", "c\x00", "c"}
+			var last <-chan struct{}
+			for range 150 {
+				evs := h.apply(func() {
+					for range 1 + rnd.IntN(4) {
+						var ops []*pb.RequestOp
+						put := func(k string) {
+							ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(k), Value: []byte(fmt.Sprint(rnd.IntN(1000)))}}})
+						}
+						del := func(k, e string) {
+							ops = append(ops, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(k), RangeEnd: []byte(e)}}})
+						}
+						for range 1 + rnd.IntN(5) {
+							k := keys[rnd.IntN(len(keys))]
+							switch rnd.IntN(4) {
+							case 0:
+								del(k, "\x00")
+							case 1:
+								del(k, "")
+							default:
+								put(k)
+							}
+						}
+						_, err := h.s.Txn(&pb.TxnRequest{Success: ops})
+						must(t, err)
+					}
+				})
+				for _, r := range evs {
+					for sub, ev := range r.Events {
+						all = append(all, revVersion{r.Revision, int64(sub), string(ev.Kv.Key), ev.Type == mvccpb.Event_DELETE})
+					}
+				}
+				if rnd.IntN(6) == 0 && h.s.Revision() > compacted+1 {
+					lo := max(compacted+1, 1)
+					compacted = lo + rnd.Int64N(h.s.Revision()-lo+1)
+					h.apply(func() {
+						var err error
+						last, err = h.s.Compact(compacted)
+						must(t, err)
+					})
+					switch rnd.IntN(3) {
+					case 0:
+						h.wait(last)
+					case 1:
+						time.Sleep(time.Duration(rnd.IntN(3000)) * time.Microsecond)
+						h.reopen()
+						last = nil
+					}
+				}
+			}
+			if compacted < h.s.Revision() {
+				compacted++
+				h.compact(compacted)
+			}
+			snap := h.eng.NewSnapshot()
+			var got, want []string
+			must(t, h.s.ForEachRevision(t.Context(), snap, func(main, sub int64, del bool, kv *mvccpb.KeyValue) error {
+				got = append(got, fmt.Sprintf("%s %d/%d %v", kv.Key, main, sub, del))
+				return nil
+			}))
+			snap.Close()
+			for i, v := range all {
+				keep := v.main >= compacted
+				if !keep && !v.del {
+					keep = !slices.ContainsFunc(all[i+1:], func(o revVersion) bool { return o.key == v.key && o.main <= compacted })
+				}
+				if keep {
+					want = append(want, fmt.Sprintf("%s %d/%d %v", v.key, v.main, v.sub, v.del))
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("seed %d compacted %d:\n got %v\nwant %v", seed, compacted, got, want)
+			}
+			h.checkSize()
+			h.close()
+		})
 	}
-	t.Error("after one read error no compaction is ever finished, and the engine's owner was not told")
 }

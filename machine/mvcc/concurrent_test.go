@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -392,4 +394,69 @@ func (h *harness) versions() int {
 		h.t.Fatal(err)
 	}
 	return n
+}
+
+// A stream gives what a range gives, whatever is written meanwhile and however long its client takes.
+func TestStreamIsRange(t *testing.T) {
+	for seed := range uint64(40) {
+		synctest.Test(t, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 2))
+			h := newHarness(t)
+			h.opts.StreamChunkBytes = 300
+			h.reopen()
+			write := func(n int) {
+				for range n {
+					k := fmt.Sprintf("k%03d", rnd.IntN(150))
+					h.apply(func() {
+						if rnd.IntN(4) == 0 {
+							_, err := h.s.DeleteRange(&pb.DeleteRangeRequest{Key: []byte(k)})
+							must(t, err)
+						} else {
+							_, err := h.s.Put(&pb.PutRequest{Key: []byte(k), Value: make([]byte, rnd.IntN(60))})
+							must(t, err)
+						}
+					})
+				}
+			}
+			write(200)
+			h.compact(20)
+			write(20)
+			req := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), KeysOnly: rnd.IntN(3) == 0, CountOnly: rnd.IntN(8) == 0}
+			if rnd.IntN(2) == 0 {
+				req.Limit = int64(rnd.IntN(120))
+			}
+			switch rnd.IntN(4) {
+			case 0:
+				req.Revision = h.s.Revision() - int64(rnd.IntN(30))
+			case 1:
+				req.Revision = -1
+			}
+			if rnd.IntN(10) == 0 {
+				req.Key, req.RangeEnd = []byte(fmt.Sprintf("k%03d", rnd.IntN(150))), nil
+			}
+			sent := proto.CloneOf(req)
+			want, err := h.s.Range(t.Context(), req)
+			must(t, err)
+			got := &pb.RangeResponse{}
+			err = h.s.RangeStream(t.Context(), req, func(r *pb.RangeStreamResponse) error {
+				got.Kvs = append(got.Kvs, r.RangeResponse.Kvs...)
+				got.Count, got.More, got.Header = r.RangeResponse.Count, r.RangeResponse.More, r.RangeResponse.Header
+				if rnd.IntN(2) == 0 {
+					write(5)
+					if rnd.IntN(2) == 0 {
+						time.Sleep(streamHold + time.Second)
+					}
+				}
+				return nil
+			})
+			must(t, err)
+			if !proto.Equal(got, want) {
+				t.Errorf("seed %d %v:\n got %v\nwant %v", seed, req, got, want)
+			}
+			if !proto.Equal(sent, req) {
+				t.Errorf("seed %d: request changed", seed)
+			}
+			h.close()
+		})
+	}
 }

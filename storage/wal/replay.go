@@ -131,6 +131,20 @@ func (l *Log) replayFrame(s *segment, initial bool, payload []byte, loc location
 // the heads of many.
 func (w *window) behind(end int64, salt, above uint64) (found int64, length int, err error) {
 	budget := int64(behindBudget)
+	// If its head is sound, the frame that is not valid tells where the next one begins.
+	if head, err := w.at(end, frameHeaderLen); err != nil {
+		return 0, 0, err
+	} else if len(head) == frameHeaderLen && binary.LittleEndian.Uint64(head[8:]) == above {
+		n := frameHeaderLen + int64(binary.LittleEndian.Uint32(head))
+		if next := end + n + (frameAlign-n%frameAlign)%frameAlign; next < w.size {
+			switch _, _, err := w.frame(next, salt, above+1); {
+			case err == nil:
+				return next, int(next - end), nil
+			case !errors.Is(err, errBadFrame):
+				return 0, 0, err
+			}
+		}
+	}
 	for off := end; off < w.size; {
 		b, err := w.at(off, windowBytes)
 		if err != nil {

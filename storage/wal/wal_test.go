@@ -914,3 +914,62 @@ func TestSizeDoesNotDrift(t *testing.T) {
 		t.Errorf("Size is %d, %d bytes are in use", got, want)
 	}
 }
+
+// Damage anywhere but in a torn tail refuses the start. Here three frames were acknowledged, and one bit of the first of them has rotted; valid
+// frames follow it, whatever else it holds.
+func TestDamageBehindFakeHeads(t *testing.T) {
+	for _, fake := range []bool{false, true} {
+		fs := vfs.NewMem()
+		must(t, fs.MkdirAll(dir, 0o755))
+		o := options(fs)
+		o.SegmentBytes = DefaultSegmentBytes
+		l, err := Create(o, 1, 1)
+		must(t, err)
+		for range 40 {
+			must(t, l.Append(nil, largeEntry(l, 1<<20-4096)))
+			l.Prepare()
+			l.Prepare()
+			if l.tail.segment.sequence > 1 {
+				break
+			}
+		}
+		v := make([]byte, 32<<10)
+		if fake {
+			var head [frameHeaderLen]byte
+			binary.LittleEndian.PutUint32(head[0:], 30<<20)
+			binary.LittleEndian.PutUint64(head[8:], l.frame+2)
+			v = bytes.Repeat(head[:], len(v)/len(head))
+		}
+		last, _ := l.LastIndex()
+		e := entry(last+1, 1, "")
+		for pad := range 8 {
+			e.Data = append(bytes.Repeat([]byte{'x'}, pad), v...)
+			if (frameHeaderLen+len(appendEntry(nil, e))-len(v))%8 == 0 {
+				break
+			}
+		}
+		at := l.tail.offset
+		must(t, l.Append(nil, []*pb.Entry{e}))
+		must(t, l.Append(nil, []*pb.Entry{entry(last+2, 1, "acknowledged")}))
+		must(t, l.Append(nil, []*pb.Entry{entry(last+3, 1, "acknowledged too")}))
+		path := l.tail.segment.path
+		must(t, l.Close())
+		f, err := fs.OpenReadWrite(path, writeCategory)
+		must(t, err)
+		var b [1]byte
+		_, err = f.ReadAt(b[:], at+frameHeaderLen+3)
+		must(t, err)
+		b[0] ^= 1
+		_, err = f.WriteAt(b[:], at+frameHeaderLen+3)
+		must(t, err)
+		must(t, f.Close())
+		l, err = Open(o)
+		if err == nil {
+			got, _ := l.LastIndex()
+			t.Errorf("fake heads %v: the start is not refused, and the log ends with %d, though %d was acknowledged", fake, got, last+3)
+			must(t, l.Close())
+		} else if !errors.As(err, new(*DamageError)) {
+			t.Errorf("fake heads %v: %v", fake, err)
+		}
+	}
+}
