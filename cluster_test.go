@@ -239,7 +239,10 @@ func awaitCut(t testing.TB, n *Node, above uint64) {
 
 // engineOf returns the directory of the engine that a member uses.
 func engineOf(n *Node) string {
-	g := n.replica.Acquire()
+	g, err := n.replica.Acquire()
+	if err != nil {
+		return ""
+	}
 	defer g.Release()
 	return g.Dir
 }

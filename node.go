@@ -398,26 +398,40 @@ func (n *Node) Close() error {
 			n.remoteLessor.Close()
 		}
 		n.group.Wait()
-		if n.consensus != nil {
-			n.consensus.Close()
-		}
+		ended := n.consensus == nil || n.consensus.Close()
 		if n.peers != nil {
 			n.peers.Close()
 		}
 		if n.front != nil {
 			n.front.closePeers()
 		}
-		var errs []error
-		if n.replica != nil {
-			errs = append(errs, n.replica.Close(n.consensus != nil && n.Err() == nil))
+		if ended {
+			n.closeErr = n.closeData()
+		} else {
+			// What the disk still holds of this member would be written between what the next start writes: that has to wait for it.
+			n.closeErr = fmt.Errorf("the disk has not answered: %s stays locked until it does, or this process ends", n.data.Path)
+			go func() { // ends when the disk answers
+				<-n.consensus.Done()
+				if err := n.closeData(); err != nil {
+					n.log.Error("closed after the disk has answered", zap.Error(err))
+				}
+			}()
 		}
-		if n.data != nil {
-			errs = append(errs, n.data.Close())
-		}
-		n.closeErr = errors.Join(errs...)
 		n.doneOnce.Do(func() { close(n.done) })
 	})
 	return n.closeErr
+}
+
+// closeData closes what consensus has used.
+func (n *Node) closeData() error {
+	var errs []error
+	if n.replica != nil {
+		errs = append(errs, n.replica.Close(n.consensus != nil && n.Err() == nil))
+	}
+	if n.data != nil {
+		errs = append(errs, n.data.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // closeFront ends what faces clients. After a failure it waits for a bounded time: a

@@ -14,8 +14,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -577,4 +579,67 @@ func TestUnusedPasswordStaysOutOfTheLog(t *testing.T) {
 		}
 		return err
 	}))
+}
+
+// A disk that hangs holds a write of a member that has failed. Close gives up, and the directory stays locked until the disk answers: what it then
+// writes must not come between what the next start has acknowledged.
+func TestCloseWhileTheDiskHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release, held := make(chan struct{}), make(chan struct{}, 1)
+		var hang atomic.Bool
+		disk := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileSyncData && strings.HasSuffix(op.Path, ".wal") && hang.Load() {
+				held <- struct{}{}
+				<-release
+			}
+			return nil
+		}))
+		open := func() (*replica.Dir, error) {
+			d, err := replica.Open(replica.Options{Path: "data", FS: disk, Logger: zap.NewNop()}, func() (*replica.Founding, error) {
+				return &replica.Founding{ClusterID: 1, MemberID: 5, Members: []machine.Member{{ID: 5}}}, nil
+			})
+			if err == nil {
+				err = d.MakeWritable()
+			}
+			return d, err
+		}
+		n := &Node{log: zap.NewNop(), done: make(chan struct{})}
+		n.ctx, n.cancel = context.WithCancel(context.Background())
+		var err error
+		n.data, err = open()
+		must(t, err)
+		load := func(eng *engine.Engine) (*machine.Machine, error) {
+			return machine.Open(machine.Options{Engine: eng, Logger: zap.NewNop()})
+		}
+		m, err := load(n.data.Engine)
+		must(t, err)
+		n.replica = replica.New(n.data, m, replica.Config{Logger: zap.NewNop(), Open: load, Switched: func(*machine.Machine) {}, Changed: func([]machine.Change) {}})
+		n.consensus, err = consensus.Start(consensus.Config{
+			ID: 5, Log: n.data.Log, Machine: n.replica, Voters: []uint64{5}, Tick: 100 * time.Millisecond, ElectionTicks: 10,
+			RequestTimeout: 5 * time.Second, FlushEntries: 100, KeepEntries: 100, Logger: zap.NewNop(),
+		})
+		must(t, err)
+		put := func() error {
+			return n.Propose(n.ctx, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte("k")}}).Err
+		}
+		must(t, put())
+		hang.Store(true)
+		var group sync.WaitGroup
+		group.Go(func() { _ = put() }) // until Close
+		<-held
+		n.consensus.Fail(errors.New("the engine is broken"))
+		if err := n.Close(); err == nil || !strings.Contains(err.Error(), "data stays locked") {
+			t.Errorf("Close beside a write that the disk holds: %v", err)
+		}
+		group.Wait()
+		if _, err := open(); err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Fatalf("a start beside a write that the disk holds: %v", err)
+		}
+		hang.Store(false)
+		close(release)
+		synctest.Wait()
+		again, err := open()
+		must(t, err)
+		must(t, errors.Join(again.Engine.Close(), again.Close()))
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coteriedb/coterie/api"
+	"github.com/coteriedb/coterie/consensus"
 	"github.com/coteriedb/coterie/machine"
 	"github.com/coteriedb/coterie/replica"
 )
@@ -43,7 +44,10 @@ func (s *service) Status() api.Status {
 }
 
 func (s *service) DBSize() int64 {
-	g := s.replica.Acquire()
+	g, err := s.replica.Acquire()
+	if err != nil {
+		return 0
+	}
 	defer g.Release()
 	return g.Engine.DiskUsage()
 }
@@ -63,7 +67,10 @@ func (s *service) Defragment(context.Context) error {
 	}
 	s.group.Go(func() { // ends early when Close ends s.ctx
 		defer s.compacting.Store(false)
-		g := s.replica.Acquire()
+		g, err := s.replica.Acquire()
+		if err != nil {
+			return
+		}
 		defer g.Release()
 		if err := g.Engine.CompactAll(s.ctx); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("defragmentation failed", zap.Error(err))
@@ -86,7 +93,10 @@ func (s *service) Snapshot(ctx context.Context) (api.Snapshot, error) {
 	if err := errors.Join(f.Close(), os.Remove(path)); err != nil {
 		return api.Snapshot{}, err
 	}
-	g := s.replica.Acquire()
+	g, err := s.replica.Acquire()
+	if err != nil {
+		return api.Snapshot{}, consensus.ErrStopped
+	}
 	err = g.Export(ctx, path)
 	g.Release()
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 )
 
 // Receive takes a message from another member, except for those about snapshots.
@@ -35,12 +36,21 @@ func (n *Node) Receive(m *pb.Message) {
 // has got further by itself meanwhile.
 func (n *Node) ReceiveSnapshot(ctx context.Context, m *pb.Message) (taken bool, err error) {
 	index := m.GetSnapshot().GetMetadata().GetIndex()
-	if err := n.call(ctx, func(c *core) { c.step(m) }); err != nil {
+	if _, err := ask(ctx, n, func(c *core) struct{} { c.stepSnapshot(m); return struct{}{} }); err != nil {
 		return false, err
 	}
-	// What the step asked for has been performed when the next call is answered.
-	err = n.call(ctx, func(c *core) { taken = c.received == index })
-	return taken, err
+	// What the step asked for has been performed when the next question is answered.
+	return ask(ctx, n, func(c *core) bool { return c.received == index })
+}
+
+// stepSnapshot steps a snapshot's message. A state that is committed is so in any term: who leads now will do for the leader of an earlier term
+// that has sent it.
+func (c *core) stepSnapshot(m *pb.Message) {
+	if term, lead := c.raft.BasicStatus().GetTerm(), c.lead; m.GetTerm() < term && lead != raft.None && lead != c.id {
+		m = proto.CloneOf(m)
+		m.Term, m.From = &term, &lead
+	}
+	c.step(m)
 }
 
 // Unreachable tells that messages to a member have been lost.
@@ -71,19 +81,24 @@ type Progress struct {
 // Progress returns how far all members are, and the leader's own last entry. It
 // is ErrNotLeader unless this member leads.
 func (n *Node) Progress(ctx context.Context) (all []Progress, err error) {
-	leads := false
-	err = n.call(ctx, func(c *core) {
-		if leads = c.state == raft.StateLeader; !leads {
-			return
+	all, err = ask(ctx, n, func(c *core) (all []Progress) {
+		if c.state == raft.StateLeader {
+			c.raft.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+				all = append(all, Progress{id, p.Match, kind == raft.ProgressTypeLearner, id == c.id || c.isHeard(id, &p)})
+			})
 		}
-		c.raft.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
-			all = append(all, Progress{id, p.Match, kind == raft.ProgressTypeLearner, p.RecentActive || id == c.id})
-		})
+		return all
 	})
-	if err == nil && !leads {
+	if err == nil && all == nil {
 		err = ErrNotLeader
 	}
 	return all, err
+}
+
+// isHeard tells whether a leader has heard of a member within an election timeout. Raft begins to look anew at the end of each.
+func (c *core) isHeard(id uint64, p *tracker.Progress) bool {
+	at, known := c.heard[id]
+	return p.RecentActive || known && c.ticks-at <= c.timeout
 }
 
 // transferPoll is how often a transfer of leadership is looked at.
@@ -92,11 +107,12 @@ const transferPoll = 5 * time.Millisecond
 // TransferLeadership passes leadership to a member and returns when that leads,
 // or when ctx ends.
 func (n *Node) TransferLeadership(ctx context.Context, to uint64) error {
-	leads := false
-	err := n.call(ctx, func(c *core) {
-		if leads = c.state == raft.StateLeader; leads {
-			c.raft.TransferLeader(to)
+	leads, err := ask(ctx, n, func(c *core) bool {
+		if c.state != raft.StateLeader {
+			return false
 		}
+		c.raft.TransferLeader(to)
+		return true
 	})
 	if err == nil && !leads {
 		err = ErrNotLeader
@@ -142,20 +158,17 @@ func (n *Node) Retire(ctx context.Context) {
 	}
 }
 
-// call runs f on the goroutine that owns the core.
-func (n *Node) call(ctx context.Context, f func(*core)) error {
-	done := make(chan struct{})
-	n.calls.put(func(c *core) {
-		f(c)
-		close(done)
-	})
+// ask runs f on the goroutine that owns the core, and returns what it returns.
+func ask[T any](ctx context.Context, n *Node, f func(*core) T) (answer T, err error) {
+	answers := make(chan T, 1)
+	n.calls.put(func(c *core) { answers <- f(c) })
 	select {
-	case <-done:
-		return nil
+	case answer = <-answers:
+		return answer, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return answer, ctx.Err()
 	case <-n.stop:
-		return ErrStopped
+		return answer, ErrStopped
 	}
 }
 

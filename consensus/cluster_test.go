@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -788,4 +789,215 @@ func TestForceAloneWithoutAState(t *testing.T) {
 		t.Errorf("it was given %d entries", last)
 	}
 	must(t, l.Close())
+}
+
+// A follower comes back after it has missed 90 MiB. The disks read 25 MB/s. All
+// times are the defaults: heartbeats of 100 ms, an election timeout of 1 s.
+func TestLeaderHeartbeatsWhileItReadsForALaggingFollower(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it is about time")
+	}
+	var slow atomic.Bool
+	var reads atomic.Int64
+	c := &cluster{t: t, members: map[uint64]*clusterMember{}, cut: map[[2]uint64]bool{}}
+	c.limit = func(cfg *Config) {
+		cfg.Tick, cfg.ElectionTicks = 100*time.Millisecond, 10
+		cfg.KeepBytes, cfg.KeepEntries, cfg.FlushEntries = 1<<30, 1<<20, 1<<20
+	}
+	c.disk = func(uint64) vfs.FS {
+		return errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileReadAt && slow.Load() {
+				reads.Add(1)
+				time.Sleep(40 * time.Millisecond) // a frame of 1 MiB
+			}
+			return nil
+		}))
+	}
+	ids := []uint64{1, 2, 3}
+	for _, id := range ids {
+		c.found(id, ids)
+	}
+	t.Cleanup(func() {
+		for _, m := range c.all() {
+			m.stop()
+		}
+	})
+	leader, lagging := c.leader(), c.follower()
+	c.isolate(lagging.id, true)
+	value := strings.Repeat("x", 1<<20)
+	for range 90 {
+		if r := propose(leader.node, value); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	term := leader.node.Status().Term
+	if !leader.node.Status().IsLeader {
+		t.Skip("the leader has changed before")
+	}
+	slow.Store(true)
+	began := time.Now()
+	c.isolate(lagging.id, false)
+	highest := uint64(0)
+	for time.Since(began) < 30*time.Second && lagging.machine.Applied() < leader.machine.Applied() {
+		for _, m := range c.all() {
+			highest = max(highest, m.node.Status().Term)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	took := time.Since(began)
+	behind := int64(math.Max(0, float64(leader.machine.Applied())-float64(lagging.machine.Applied())))
+	t.Logf("%d reads, %v; %d entries behind; terms %d to %d", reads.Load(), took, behind, term, highest)
+	if highest > term {
+		t.Errorf("the leader of term %d was replaced, term %d, because another member was catching up", term, highest)
+	}
+}
+
+// Each snapshot that a leader wants to send is refused at once, as by a member that is receiving one of another leader (409),
+// or whose disk is full. Each has the leader's engine flushed, and a checkpoint made and removed.
+func TestASnapshotThatIsRefusedIsNotTriedTenTimesASecond(t *testing.T) {
+	tries := 0
+	c := newCluster(t, func(cfg *Config) { cfg.Tick = 20 * time.Millisecond }, 1, 2, 3)
+	leader, lagging := c.leader(), c.follower()
+	c.isolate(lagging.id, true)
+	for i := range 100 {
+		must(t, propose(leader.node, fmt.Sprint(i, string(make([]byte, 1000)))).Err)
+	}
+	eventually(t, "the log to be cut", func() bool {
+		first, _ := leader.log.FirstIndex()
+		last, _ := lagging.log.LastIndex()
+		return first > last+1
+	})
+	c.mu.Lock()
+	c.lose = func(m *pb.Message) bool {
+		if m.GetType() == pb.MsgSnap {
+			tries++
+			return true
+		}
+		return false
+	}
+	c.mu.Unlock()
+	c.isolate(lagging.id, false)
+	const ticks = 100
+	time.Sleep(ticks * 20 * time.Millisecond)
+	c.mu.Lock()
+	n := tries
+	c.mu.Unlock()
+	t.Logf("%d tries in %d heartbeat intervals", n, ticks)
+	if n > ticks/5 {
+		t.Errorf("%d snapshots were made and refused in %d heartbeat intervals", n, ticks)
+	}
+}
+
+// A snapshot takes long. Meanwhile another member has begun to lead; the state is committed all the same, and this member still
+// lags. It must not have to receive everything once more.
+func TestASnapshotOfTheLeaderBeforeIsTaken(t *testing.T) {
+	l, m := newLog(t, vfs.NewMem()), newJournal()
+	n := follower5(t, l, m)
+	fromLeader(n, 1, 1, 1)
+	n.Receive(&pb.Message{Type: pb.MsgHeartbeat.Enum(), From: new(uint64(2)), To: new(uint64(5)), Term: new(uint64(3)), Commit: new(uint64(1))})
+	eventually(t, "the other to lead", func() bool { return n.Status().Leader == 2 })
+	m.offer(&journal{applied: 99, term: 2})
+	taken, err := n.ReceiveSnapshot(t.Context(), &pb.Message{
+		Type: pb.MsgSnap.Enum(), From: new(uint64(1)), To: new(uint64(5)), Term: new(uint64(2)),
+		Snapshot: &pb.Snapshot{Metadata: &pb.SnapshotMetadata{Index: new(uint64(99)), Term: new(uint64(2)), ConfState: &pb.ConfState{Voters: []uint64{1, 2, 5}}}},
+	})
+	if err != nil || !taken {
+		t.Errorf("taken: %v, %v; applied are 1 of 99 entries", taken, err)
+	}
+	n.Close()
+	must(t, l.Close())
+}
+
+// collected keeps what a member sends.
+type collected struct{ sent []*pb.Message }
+
+func (c *collected) Send(ms []*pb.Message) { c.sent = append(c.sent, ms...) }
+
+// Both followers of a leader answer each heartbeat, a round trip after it. In that time, once in an election timeout, raft has
+// just begun to look anew for who answers: the leader is stopped, and must pass leadership on all the same.
+func TestRetirePassesLeadershipOnAtAnyTime(t *testing.T) {
+	l, out := newLog(t, vfs.NewMem()), &collected{}
+	cfg := config(l, newJournal())
+	cfg.Voters, cfg.ElectionTicks, cfg.Tick, cfg.Peers, cfg.PreVote = []uint64{1, 2, 5}, 10, time.Second, out, false
+	n, err := New(cfg)
+	must(t, err)
+	defer func() { n.End(); must(t, l.Close()) }()
+	work := func() {
+		for busy := true; busy; {
+			busy = false
+			for _, turn := range []Turn{TurnRaft, TurnLog, TurnApply} {
+				if n.Due(turn) {
+					must(t, n.Take(turn))
+					busy = true
+				}
+			}
+		}
+	}
+	answer := func() { // what was sent so far
+		sent := out.sent
+		out.sent = nil
+		for _, m := range sent {
+			switch m.GetType() {
+			case pb.MsgVote:
+				n.Receive(&pb.Message{Type: pb.MsgVoteResp.Enum(), From: m.To, To: m.From, Term: m.Term})
+			case pb.MsgHeartbeat:
+				n.Receive(&pb.Message{Type: pb.MsgHeartbeatResp.Enum(), From: m.To, To: m.From, Term: m.Term, Context: m.Context})
+			case pb.MsgApp:
+				n.Receive(&pb.Message{Type: pb.MsgAppResp.Enum(), From: m.To, To: m.From, Term: m.Term, Index: new(m.GetIndex() + uint64(len(m.Entries)))})
+			}
+		}
+		work()
+	}
+	must(t, func() error { return n.core.raft.Campaign() }())
+	n.stations[TurnRaft].ring()
+	work()
+	for range 5 {
+		answer()
+	}
+	if !n.Status().IsLeader {
+		t.Fatalf("no leader: %+v", n.Status())
+	}
+	for tick := 1; tick <= 20; tick++ {
+		n.Tick(time.Now())
+		work()
+		if all, gone := func() (heard int, err error) {
+			done := make(chan struct{})
+			go func() {
+				var ps []Progress
+				ps, err = n.Progress(t.Context())
+				for _, p := range ps {
+					if p.ID != 5 && p.Active {
+						heard++
+					}
+				}
+				close(done)
+			}()
+			for {
+				select {
+				case <-done:
+					return heard, err
+				default:
+					work()
+				}
+			}
+		}(); gone != nil || all == 0 {
+			retired := make(chan struct{})
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			go func() { n.Retire(ctx); close(retired) }()
+			began := time.Now()
+			for over := false; !over; {
+				select {
+				case <-retired:
+					over = true
+				default:
+					work()
+				}
+			}
+			cancel()
+			transfer := slices.ContainsFunc(out.sent, func(m *pb.Message) bool { return m.GetType() == pb.MsgTimeoutNow })
+			t.Fatalf("tick %d: both followers have answered the heartbeat before, and none counts as active (%v); Retire has returned after %v, and told a follower to stand: %v",
+				tick, gone, time.Since(began), transfer)
+		}
+		answer()
+	}
 }

@@ -85,6 +85,7 @@ type core struct {
 	changeFrom uint64            // raft takes no further change of the membership before this entry is applied
 	received   uint64            // index of the last snapshot that raft took from another member
 	installs   map[uint64]uint64 // by a leader: the snapshot that a member was sent, until it says that it has it
+	retries    map[uint64]retry  // of snapshots that could not be sent, by member
 	presence
 }
 
@@ -96,6 +97,7 @@ func (c *core) tick(now time.Time) {
 	c.overdue()
 	c.sendAgain()
 	c.succeed()
+	c.retrySnapshots()
 	c.expire(now)
 	for _, r := range c.rounds {
 		if now.Sub(r.sent) >= c.retryRead && c.commitIsKnown() {

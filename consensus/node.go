@@ -185,6 +185,10 @@ type Node struct {
 	err      atomic.Pointer[error]
 	group    sync.WaitGroup // of all goroutines
 	done     chan struct{}  // closed when all have returned
+	deaf     chan struct{}  // closed when nobody looks into the mailboxes any more
+
+	over      sync.Mutex
+	applyOver bool // nothing more is applied. Guarded by over.
 }
 
 // input is something for the core from the other goroutines.
@@ -258,6 +262,7 @@ func New(cfg Config) (*Node, error) {
 		leaderMoved: make(chan struct{}, 1),
 		stop:        make(chan struct{}),
 		done:        make(chan struct{}),
+		deaf:        make(chan struct{}),
 		core: &core{
 			id:        cfg.ID,
 			raft:      rn,
@@ -442,10 +447,10 @@ func (n *Node) admit(waiting *atomic.Int64) error {
 	return nil
 }
 
-// settleIfStopped answers what was put into a mailbox after run had ended.
+// settleIfStopped answers what was put into a mailbox that nobody looks into any more.
 func (n *Node) settleIfStopped() {
 	select {
-	case <-n.done:
+	case <-n.deaf:
 		n.settleMail()
 	default:
 	}
@@ -492,8 +497,9 @@ func (n *Node) fail(err error) {
 
 // Close stops the node and waits. Callers that still wait get ErrStopped; what
 // they proposed may have taken effect. After a failure it waits for a bounded
-// time: a disk that hangs may hold a goroutine for ever.
-func (n *Node) Close() {
+// time: a disk that hangs may hold a goroutine for ever. Then it reports false: the
+// log and the machine are in use until Done is closed.
+func (n *Node) Close() (ended bool) {
 	n.stopOnce.Do(func() { close(n.stop) })
 	var patience <-chan time.Time
 	if n.Err() != nil {
@@ -501,18 +507,23 @@ func (n *Node) Close() {
 	}
 	select {
 	case <-n.done:
+		return true
 	case <-patience:
 		n.cfg.Logger.Error("consensus: gave up waiting for the disk")
+		return false
 	}
 }
+
+// Done is closed when nothing of the node runs any more.
+func (n *Node) Done() <-chan struct{} { return n.done }
 
 // finish answers those whose entries were not applied, when nothing works any
 // more.
 func (n *Node) finish() {
+	n.over.Lock()
+	defer n.over.Unlock()
 	n.stopApplying()
-	n.settleMail()
 	close(n.done)
-	n.settleMail() // what came between finish and close; later callers settle themselves
 }
 
 func (n *Node) settleMail() {

@@ -43,7 +43,7 @@ func (c *core) hear(m *pb.Message) {
 
 // turned begins to count anew for another leader or role.
 func (c *core) turned() {
-	c.since, c.deserted = c.ticks, false
+	c.since, c.deserted, c.retries = c.ticks, false, nil
 	c.heard = map[uint64]uint64{}
 }
 

@@ -264,7 +264,7 @@ func (c *core) passOn() {
 	}
 	var to, match uint64
 	c.raft.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
-		if id != c.id && kind == raft.ProgressTypePeer && p.RecentActive && p.Match >= match {
+		if id != c.id && kind == raft.ProgressTypePeer && c.isHeard(id, &p) && p.Match >= match {
 			to, match = id, p.Match
 		}
 	})

@@ -1,10 +1,14 @@
 package consensus
 
 import (
+	"context"
 	"errors"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -365,4 +369,77 @@ func TestLeaderKnowsMoreThanTheLog(t *testing.T) {
 	}
 	n.Close()
 	must(t, l.Close())
+}
+
+// To be run with -race: whoever asks gives up while the core is about to answer.
+func TestProgressThatIsGivenUp(t *testing.T) {
+	l := newLog(t, vfs.NewMem())
+	n := start(t, config(l, newJournal()))
+	must(t, propose(n, "x").Err)
+	sum := 0
+	for range 2000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		all, err := n.Progress(ctx)
+		if err != nil {
+			sum += len(all)
+		}
+	}
+	t.Logf("%d members told of together with an error", sum)
+	n.Close()
+	must(t, l.Close())
+}
+
+// A node fails while an append hangs in the disk. Whoever proposes, or asks for a read, at that moment must be answered.
+func TestAllAreAnsweredWhenANodeFailsWhoseDiskHangs(t *testing.T) {
+	lost := 0
+	for round := 0; round < 20 && lost == 0; round++ {
+		var hangs atomic.Bool
+		hang := make(chan struct{})
+		syncing := make(chan struct{}, 100)
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileSyncData && hangs.Load() {
+				select {
+				case syncing <- struct{}{}:
+				default:
+				}
+				<-hang
+			}
+			return nil
+		}))
+		l := newLog(t, fs)
+		n := start(t, config(l, newJournal()))
+		must(t, propose(n, "before").Err)
+		hangs.Store(true)
+		n.Propose([]byte("hangs"), func(machine.Result) {})
+		<-syncing
+		var asked, answered atomic.Int64
+		var clients sync.WaitGroup
+		for range 16 {
+			clients.Go(func() {
+				for i := 0; i < 20000; i++ {
+					asked.Add(1)
+					n.Propose([]byte("x"), func(machine.Result) { answered.Add(1) })
+					if n.Err() != nil {
+						return
+					}
+					if i%64 == 0 {
+						runtime.Gosched()
+					}
+				}
+			})
+		}
+		time.Sleep(time.Millisecond)
+		n.Fail(errors.New("broken"))
+		clients.Wait()
+		for until := time.Now().Add(2 * time.Second); answered.Load() < asked.Load() && time.Now().Before(until); {
+			time.Sleep(time.Millisecond)
+		}
+		if lost = int(asked.Load() - answered.Load()); lost > 0 {
+			t.Errorf("round %d: %d of %d proposals are not answered two seconds after the failure", round, lost, asked.Load())
+		}
+		close(hang)
+		n.Close()
+		must(t, l.Close())
+	}
 }

@@ -68,6 +68,10 @@ func (s *storage) guard(f func() error) (err error) {
 	return f()
 }
 
+// maxInflight bounds the bytes of entries on their way to a member. When one begins to catch up, raft reads as much from the log
+// at once, and sends no heartbeat meanwhile: at 10 MB/s, that is within an election timeout.
+const maxInflight = 4 << 20
+
 func newRaft(cfg *Config, log *storage, applied uint64) (*raft.RawNode, error) {
 	rn, err := raft.NewRawNode(&raft.Config{
 		ID:                        cfg.ID,
@@ -80,7 +84,7 @@ func newRaft(cfg *Config, log *storage, applied uint64) (*raft.RawNode, error) {
 		MaxCommittedSizePerReady:  16 << 20,
 		MaxUncommittedEntriesSize: 1 << 30, // the queue of proposals is bounded before
 		MaxInflightMsgs:           256,
-		MaxInflightBytes:          64 << 20,
+		MaxInflightBytes:          maxInflight,
 		CheckQuorum:               true,
 		PreVote:                   cfg.PreVote,
 		ReadOnlyOption:            raft.ReadOnlySafe,

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -21,6 +22,12 @@ func drawn() func(time.Duration) time.Duration {
 // TestServiceResumesWhenAMajorityIsWholeAgain: with one of three members down, and
 // the link between the others cut for longer than an election timeout, there is
 // nobody to elect. When the link is whole again they need no longer either.
+// call runs f on the goroutine that owns the core.
+func (n *Node) call(ctx context.Context, f func(*core)) error {
+	_, err := ask(ctx, n, func(c *core) struct{} { f(c); return struct{}{} })
+	return err
+}
+
 func TestServiceResumesWhenAMajorityIsWholeAgain(t *testing.T) {
 	const (
 		tick    = 5 * time.Millisecond

@@ -2,7 +2,9 @@ package consensus
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -125,11 +127,47 @@ func (n *Node) noteNeed() {
 	n.cfg.Log.Forget(min(n.applied.Load(), d.index))
 }
 
+// retry is when raft hears that a snapshot could not be sent: then it wants to send another one, for which the state is flushed and copied.
+type retry struct {
+	at    uint64 // tick; 0 if it has heard
+	pause uint64 // ticks
+}
+
+// maxPause bounds the time until another snapshot is sent to a member, in election timeouts.
+const maxPause = 8
+
+// holdBack has raft hear of a failure later, the more there were of them in a row the later.
+func (c *core) holdBack(id uint64) {
+	r := c.retries[id]
+	r.pause = min(max(2*r.pause, c.timeout), maxPause*c.timeout)
+	r.at = c.ticks + r.pause
+	if c.retries == nil {
+		c.retries = map[uint64]retry{}
+	}
+	c.retries[id] = r
+}
+
+// retrySnapshots tells raft, in every tick, of failures that were held back for long enough.
+func (c *core) retrySnapshots() {
+	for _, id := range slices.Sorted(maps.Keys(c.retries)) {
+		if r := c.retries[id]; r.at != 0 && c.ticks >= r.at {
+			r.at = 0
+			c.retries[id] = r
+			c.raft.ReportSnapshot(id, raft.SnapshotFailure)
+		}
+	}
+}
+
 // snapshotSent notes how it went to send a snapshot to a member, which needs the entries behind it next: raft knows no more than
 // what the member had before, until it has installed it.
 func (c *core) snapshotSent(id uint64, status raft.SnapshotStatus) {
+	if status == raft.SnapshotFailure {
+		c.holdBack(id)
+		return
+	}
+	delete(c.retries, id)
 	c.raft.WithProgress(func(of uint64, _ raft.ProgressType, p tracker.Progress) {
-		if of == id && status == raft.SnapshotFinish && p.State == tracker.StateSnapshot {
+		if of == id && p.State == tracker.StateSnapshot {
 			if c.installs == nil {
 				c.installs = map[uint64]uint64{}
 			}

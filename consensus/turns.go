@@ -78,7 +78,12 @@ func (n *Node) raftLoop() error {
 func (n *Node) logLoop() error { return n.loop(TurnLog) }
 
 func (n *Node) applyLoop() error {
-	defer n.stopApplying() // the log may hang, and finish wait for it
+	defer func() { // the log may hang, and finish wait for it
+		n.over.Lock()
+		defer n.over.Unlock()
+		n.applyOver = true
+		n.stopApplying()
+	}()
 	return n.loop(TurnApply)
 }
 
@@ -141,12 +146,19 @@ func (n *Node) tick(at time.Time) {
 	}
 }
 
-// stopRaft answers whom the core still holds.
+// stopRaft answers whom the core still holds, and who comes later.
 func (n *Node) stopRaft() {
 	for _, f := range n.core.failAll(ErrStopped) {
 		f()
 	}
 	n.inbound.close() // nobody makes room any more
+	close(n.deaf)
+	n.settleMail() // what came before; later callers settle themselves
+	n.over.Lock()
+	defer n.over.Unlock()
+	if n.applyOver { // else it answers what has come to be applied
+		n.stopApplying()
+	}
 }
 
 // raftTurn feeds the core with all that has come, and hands on what it wants.

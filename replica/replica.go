@@ -32,6 +32,7 @@ type Replica struct {
 	dir *Dir
 
 	current    atomic.Pointer[Generation]
+	closed     atomic.Bool
 	installing atomic.Bool
 	taken      atomic.Uint64 // the last snapshot that consensus has taken
 	outgoing   atomic.Uint64 // checkpoints made so far
@@ -99,13 +100,17 @@ func (r *Replica) follow(g *Generation) {
 	})
 }
 
+// ErrClosed is returned after Close.
+var ErrClosed = errors.New("replica: it has been closed")
+
 // Acquire returns the current generation, whose engine stays open until Release.
-func (r *Replica) Acquire() *Generation {
-	for {
+func (r *Replica) Acquire() (*Generation, error) {
+	for !r.closed.Load() {
 		if g := r.current.Load(); g.files.TryRLock() { // else it has been replaced
-			return g
+			return g, nil
 		}
 	}
+	return nil, ErrClosed
 }
 
 // Release lets the engine be closed.
@@ -139,7 +144,10 @@ func (r *Replica) Applied() uint64 { return r.current.Load().Applied() }
 
 // DurableIndex implements consensus.StateMachine.
 func (r *Replica) DurableIndex() (uint64, error) {
-	g := r.Acquire()
+	g, err := r.Acquire()
+	if err != nil {
+		return 0, err
+	}
 	defer g.Release()
 	return g.DurableIndex()
 }
@@ -212,6 +220,7 @@ func (r *Replica) Close(flush bool) error {
 		err = g.KV.SaveIndex()
 	}
 	g.Close()
+	r.closed.Store(true) // before: whoever does not get the lock must see it
 	g.files.Lock()
 	if flush && err == nil {
 		err = g.Engine.Flush()

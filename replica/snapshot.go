@@ -28,11 +28,12 @@ func (r *Replica) Take() (*Checkpoint, error) {
 		return nil, fmt.Errorf("make a snapshot: %w", err)
 	}
 	c := &Checkpoint{Dir: filepath.Join(parent, EngineDir), r: r}
-	g := r.Acquire()
-	state, err := g.Checkpoint(c.Dir)
-	g.Release()
+	g, err := r.Acquire()
 	if err == nil {
-		c.State = state
+		c.State, err = g.Checkpoint(c.Dir)
+		g.Release()
+	}
+	if err == nil {
 		c.Files, err = r.dir.fs.List(c.Dir)
 	}
 	if err != nil {
