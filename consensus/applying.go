@@ -3,7 +3,6 @@ package consensus
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
@@ -71,43 +70,31 @@ func (n *Node) applySome(work []applyWork) (size int, err error) {
 // stopApplying answers all that will not be applied any more.
 func (n *Node) stopApplying() {
 	for _, w := range append(n.unapplied, n.applies.take()...) {
-		failCallers(w.callers)
+		for i := range w.callers {
+			w.callers[i].fail(ErrStopped)
+		}
 		if w.barrier != nil {
 			n.barriers = append(n.barriers, w.barrier)
 		}
 	}
 	for _, b := range n.barriers {
-		for _, r := range b.readers {
-			r.done(ErrStopped)
-		}
+		b.answer(ErrStopped)
 	}
 	n.unapplied, n.barriers = nil, nil
 }
 
-// letGo answers the readers whose index is reached, and those whose time is
-// over, and returns what still waits.
+// letGo answers the readers whose index is reached, and returns what still waits.
 func (n *Node) letGo(barriers []*barrier) []*barrier {
 	if len(barriers) == 0 {
 		return barriers
 	}
-	applied, now := n.applied.Load(), time.Now()
-	waiting := barriers[:0]
-	for _, b := range barriers {
-		reached := b.index <= applied
-		for len(b.readers) > 0 && (reached || !now.Before(b.readers[0].deadline)) {
-			var err error
-			if !reached {
-				err = ErrTimeout
-			}
-			b.readers[0].done(err)
-			b.readers = b.readers[1:]
+	applied := n.applied.Load()
+	return slices.DeleteFunc(barriers, func(b *barrier) bool {
+		if b.index <= applied {
+			b.answer(nil)
 		}
-		if len(b.readers) > 0 {
-			waiting = append(waiting, b)
-		}
-	}
-	clear(barriers[len(waiting):])
-	return waiting
+		return !b.waits()
+	})
 }
 
 // installSnapshot has the machine replaced.
@@ -140,8 +127,8 @@ func (n *Node) applyAll(work []applyWork) (may bool, err error) {
 	if err == nil {
 		i := 0
 		for _, w := range work {
-			for _, callers := range w.callers {
-				entries[i].Unasked = callers == nil
+			for c := range w.callers {
+				entries[i].Unasked = !w.callers[c].asked()
 				i++
 			}
 		}
@@ -157,8 +144,8 @@ func (n *Node) applyAll(work []applyWork) (may bool, err error) {
 	n.inbox.put(in)
 	i := 0
 	for _, w := range work {
-		for _, callers := range w.callers {
-			commands := answers(&entries[i])
+		for c := range w.callers {
+			commands, callers := answers(&entries[i]), w.callers[c].take()
 			if callers != nil && len(callers) != commands {
 				panic(fmt.Sprintf("consensus: entry %d has %d commands and %d callers", entries[i].Index, commands, len(callers)))
 			}
@@ -231,14 +218,6 @@ func collect(work []applyWork) (entries []machine.Entry, in input, err error) {
 		in.messages = append(in.messages, w.message.Responses...)
 	}
 	return entries, in, nil
-}
-
-func failCallers(all [][]proposal) {
-	for _, callers := range all {
-		for _, p := range callers {
-			p.done(machine.Result{Err: ErrStopped})
-		}
-	}
 }
 
 func decodeEntry(e *pb.Entry) (m machine.Entry, change *pb.ConfChange, err error) {

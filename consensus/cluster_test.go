@@ -1001,3 +1001,46 @@ func TestRetirePassesLeadershipOnAtAnyTime(t *testing.T) {
 		answer()
 	}
 }
+
+// hungJournal never returns from an Apply, as when the engine waits for a disk that hangs.
+type hungJournal struct {
+	*journal
+	began, leave chan struct{}
+}
+
+func (j *hungJournal) Apply(entries []machine.Entry) ([]machine.Result, error) {
+	select {
+	case j.began <- struct{}{}:
+	default:
+	}
+	<-j.leave
+	return j.journal.Apply(entries)
+}
+
+// The machine hangs (the disk of the engine, the log has another one, or a wait for room of the engine), the log goes on:
+// writes are committed and read indexes are confirmed. Who waits must hear that his time is over.
+func TestRequestsEndWhenTheMachineHangs(t *testing.T) {
+	l := newLog(t, vfs.NewMem())
+	m := &hungJournal{newJournal(), make(chan struct{}, 1), make(chan struct{})}
+	cfg := config(l, m)
+	cfg.RequestTimeout = 200 * time.Millisecond
+	n := start(t, cfg)
+	<-m.began // the leader's first entry is being applied
+	answers := make(chan string, 2)
+	n.Propose([]byte("x"), func(r machine.Result) { answers <- "put" })
+	n.ReadIndex(func(error) { answers <- "read" })
+	answered, over := []string{}, time.After(5*time.Second)
+wait:
+	for len(answered) < 2 {
+		select {
+		case a := <-answers:
+			answered = append(answered, a)
+		case <-over:
+			t.Errorf("25 times the time limit is over; answered are only %q", answered)
+			break wait
+		}
+	}
+	close(m.leave)
+	n.Close()
+	must(t, l.Close())
+}

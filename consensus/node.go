@@ -148,6 +148,8 @@ func (s *Status) describe() string {
 type Node struct {
 	cfg  Config
 	core *core // Owned by TurnRaft.
+	// handed are callers whom the machine is to answer. Owned by TurnRaft; those that have been answered stay until the next tick.
+	handed []handed
 
 	storage *storage // of the core
 
@@ -580,16 +582,20 @@ func (n *Node) perform(out output) {
 			n.changeAt.Store(a.change)
 			n.appends.put() // its commit index may wait there for the next write
 		}
+		for i := range a.callers {
+			if a.callers[i].callers != nil { // nobody else has it yet
+				n.handed = append(n.handed, &a.callers[i])
+			}
+		}
 		n.applies.put(applyWork{apply: a})
 	}
 	for _, b := range out.barriers {
 		if b.index <= n.applied.Load() {
-			for _, r := range b.readers {
-				r.done(nil)
-			}
+			b.answer(nil)
 			continue
 		}
-		n.applies.put(applyWork{barrier: &b})
+		n.handed = append(n.handed, b)
+		n.applies.put(applyWork{barrier: b})
 	}
 	n.failed.Store(n.core.failed)
 	for _, f := range out.failures {

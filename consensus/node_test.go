@@ -490,7 +490,7 @@ func TestUnreadableEntryIsToldToCallers(t *testing.T) {
 	answer := make(chan error, 1)
 	n.applies.put(applyWork{apply: apply{
 		message: &pb.Message{Entries: []*pb.Entry{{Data: future}}},
-		callers: [][]proposal{{{done: func(r machine.Result) { answer <- r.Err }}}},
+		callers: []results{{callers: []proposal{{done: func(r machine.Result) { answer <- r.Err }}}}},
 	}})
 	if err := <-answer; !errors.Is(err, ErrStopped) {
 		t.Fatalf("got %v", err)

@@ -50,10 +50,10 @@ type batch struct {
 type origin struct{ member, proposer uint64 }
 
 // apply is committed entries for the machine, with the callers who wait for
-// each here; nil for another member's entries and for callers that gave up.
+// each here; none for another member's entries and for callers that gave up.
 type apply struct {
 	message *pb.Message
-	callers [][]proposal
+	callers []results
 	change  uint64 // index of the last change of the membership among them, or 0
 }
 
@@ -325,11 +325,11 @@ func (c *core) nextEntry(leads bool) (n int, _ *pb.Entry) {
 
 // apply finds the callers of the entries that m asks to apply.
 func (c *core) apply(m *pb.Message) apply {
-	a := apply{message: m, callers: make([][]proposal, len(m.Entries))}
+	a := apply{message: m, callers: make([]results, len(m.Entries))}
 	for i, e := range m.Entries {
 		c.repropose(e.GetTerm())
 		if proposer, sequence, ok := entryOrigin(e); ok && proposer == c.proposer {
-			a.callers[i] = c.take(sequence)
+			a.callers[i].callers = c.take(sequence)
 		}
 		if e.GetType() == pb.EntryConfChange {
 			a.change = e.GetIndex()

@@ -166,8 +166,8 @@ func (n *Node) raftTurn() error {
 	select {
 	case at := <-n.beats:
 		n.core.tick(at)
+		n.expireHanded(at)
 		n.noteNeed()
-		n.applies.put() // wakes who lets readers go, for their time may be over
 	default:
 	}
 	n.input()
