@@ -22,7 +22,7 @@ func scan(b []byte) (s scanned) {
 			for header := v.content; len(header) > 0; {
 				field, v, n := consume(header)
 				header = header[n:]
-				if field == 3 {
+				if field == 3 && v.content == nil {
 					s.revision = int64(v.number)
 				}
 			}
@@ -30,7 +30,7 @@ func scan(b []byte) (s scanned) {
 			s.items++
 		case field == 2:
 			s.succeeded = v.number != 0
-		case field == 4:
+		case field == 4 && v.content == nil:
 			s.count = int64(v.number)
 		}
 	}
@@ -43,7 +43,7 @@ type value struct {
 	content []byte
 }
 
-// consume reads the field that b begins with, and of how many bytes it is. All that follows what cannot be read is field 0.
+// consume reads the field that b begins with, and of how many bytes it is. What is of another kind, and all that follows what cannot be read, is field 0.
 // (An iterator would be nicer to use, and takes more of the generator's time, as does a struct that remembers where it is.)
 func consume(b []byte) (field protowire.Number, v value, length int) {
 	field, kind, length := protowire.Number(b[0]>>3), protowire.Type(b[0]&7), 1
@@ -62,6 +62,7 @@ func consume(b []byte) (field protowire.Number, v value, length int) {
 		}
 	default:
 		n = protowire.ConsumeFieldValue(field, kind, b[length:])
+		field = 0 // no field that is looked at is of another kind
 	}
 	if n < 0 {
 		return 0, value{}, len(b)

@@ -116,14 +116,14 @@ func scanWatch(answer []byte, put func([]byte)) (created bool, canceled error) {
 	for len(answer) > 0 {
 		field, v, n := consume(answer)
 		answer = answer[n:]
-		switch field {
-		case 3:
+		switch text := v.content != nil; {
+		case field == 3 && !text:
 			created = v.number != 0
-		case 4:
+		case field == 4 && !text:
 			isCanceled = v.number != 0
-		case 6:
+		case field == 6 && text:
 			reason = string(v.content)
-		case 11:
+		case field == 11:
 			scanEvent(v.content, put)
 		}
 	}
@@ -143,7 +143,7 @@ func scanEvent(event []byte, put func([]byte)) {
 		for kv := v.content; len(kv) > 0; {
 			field, v, n := consume(kv)
 			kv = kv[n:]
-			if field == 5 {
+			if field == 5 && v.content != nil {
 				put(v.content)
 			}
 		}
