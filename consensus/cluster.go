@@ -64,7 +64,10 @@ func (n *Node) SnapshotSent(id uint64, ok bool) {
 	if ok {
 		status = raft.SnapshotFinish
 	}
-	n.calls.put(func(c *core) { c.snapshotSent(id, status) })
+	n.calls.put(func(c *core) {
+		c.snapshotSent(id, status)
+		n.noteNeed()
+	})
 }
 
 // Gone tells that the process of a member has ended.

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"math"
 	"runtime/pprof"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -570,6 +571,9 @@ func (n *Node) perform(out output) {
 		n.alone.Store(false) // before whom it follows now, or votes for, hears of that
 	}
 	if len(out.peers) > 0 {
+		if slices.ContainsFunc(out.peers, func(m *pb.Message) bool { return m.GetType() == pb.MsgSnap }) {
+			n.noteNeed() // before the log can be cut beyond what its receiver asks for next
+		}
 		n.cfg.Peers.Send(out.peers)
 	}
 	if out.written {

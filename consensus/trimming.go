@@ -147,13 +147,14 @@ func (c *core) holdBack(id uint64) {
 	c.retries[id] = r
 }
 
-// retrySnapshots tells raft, in every tick, of failures that were held back for long enough.
+// retrySnapshots tells raft, in every tick, of failures that were held back for long enough, and tells it that the snapshot has come: it then looks
+// whether the member has what is behind that. It may, for a snapshot of what a member has applied is refused too; else raft wants to send another one.
 func (c *core) retrySnapshots() {
 	for _, id := range slices.Sorted(maps.Keys(c.retries)) {
 		if r := c.retries[id]; r.at != 0 && c.ticks >= r.at {
 			r.at = 0
 			c.retries[id] = r
-			c.raft.ReportSnapshot(id, raft.SnapshotFailure)
+			c.raft.ReportSnapshot(id, raft.SnapshotFinish)
 		}
 	}
 }
