@@ -578,49 +578,44 @@ func corrupt(t *testing.T, cfg Config) {
 }
 
 // A member that has lost its data comes back and, with another that missed an acknowledged write, outvotes the
-// one that has it. It must be refused: the member that it asks knows that it has started, also by its name alone, for a legal
-// configuration has no client URLs.
-func TestLostDataWithoutClientURLs(t *testing.T) {
-	t.Parallel() // it mostly waits
-	configs := testCluster(t, 3)
-	for i := range configs {
-		configs[i].AdvertiseClientURLs = nil // "Empty means that clients cannot find this member by the list"
-	}
-	nodes := openAll(t, configs)
-	for _, n := range nodes { // all have started, and the cluster knows it
-		eventually(t, func() string {
-			for _, m := range n.machine().Members.List() {
-				if m.Name == "" {
-					return "not all have told their names"
-				}
+// one that has it. It must be refused: the member that it asks knows that it has started, by its name alone where the
+// configuration has no client URLs, as it may, and also with --initial-cluster-state=existing, which who has joined
+// keeps in his flags.
+func TestLostDataIsRefused(t *testing.T) {
+	for name, change := range map[string]struct{ before, after func(*Config) }{
+		"no client URLs": {func(c *Config) { c.AdvertiseClientURLs = nil }, func(*Config) {}},
+		"existing":       {func(*Config) {}, func(c *Config) { c.InitialClusterState = ClusterStateExisting }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
+			configs := testCluster(t, 3)
+			for i := range configs {
+				change.before(&configs[i])
 			}
-			return ""
-		})
-	}
-	must(t, nodes[1].Close())
-	_, err := nodes[0].Client().Put(t.Context(), "acknowledged", "v") // on the disks of m1 and m3
-	must(t, err)
-	must(t, nodes[2].Close())
-	must(t, nodes[0].Close())
+			nodes := openAll(t, configs)
+			for _, n := range nodes { // all have started, and the cluster knows it
+				eventually(t, func() string {
+					for _, m := range n.machine().Members.List() {
+						if m.Name == "" {
+							return "not all have told their names"
+						}
+					}
+					return ""
+				})
+			}
+			must(t, nodes[1].Close())
+			_, err := nodes[0].Client().Put(t.Context(), "acknowledged", "v") // on the disks of m1 and m3
+			must(t, err)
+			must(t, nodes[2].Close())
+			must(t, nodes[0].Close())
 
-	nodes[1] = openNode(t, configs[1])
-	defer nodes[1].Close()
-	lost := configs[2]
-	lost.DataDir += "-new"
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	again, err := Open(ctx, lost)
-	if err != nil {
-		if strings.Contains(err.Error(), "has already been bootstrapped") {
-			return // as it should be
-		}
-		t.Fatal(err)
-	}
-	defer again.Close()
-	t.Error("a member without its data was let in as if it had never voted")
-	got, err := again.Client().Get(ctx, "acknowledged")
-	if err == nil && len(got.Kvs) == 0 {
-		t.Error("and a linearizable read does not find an acknowledged write")
+			knows := openNode(t, configs[1])
+			defer func() { must(t, knows.Close()) }()
+			lost := configs[2]
+			lost.DataDir += "-new"
+			change.after(&lost)
+			refused(t, lost, "has already been bootstrapped")
+		})
 	}
 }
 
@@ -645,50 +640,6 @@ func TestLostDataBesideAHungMember(t *testing.T) {
 	lost := configs[2]
 	lost.DataDir += "-new"
 	refused(t, lost, "has already been bootstrapped")
-}
-
-// The same through the other door: --initial-cluster-state=existing, which who has joined keeps in his flags.
-func TestLostDataJoinsAsExisting(t *testing.T) {
-	t.Parallel() // it mostly waits
-	configs := testCluster(t, 3)
-	nodes := openAll(t, configs)
-	for _, n := range nodes {
-		eventually(t, func() string {
-			for _, m := range n.machine().Members.List() {
-				if len(m.ClientURLs) == 0 {
-					return "not all have told their client URLs"
-				}
-			}
-			return ""
-		})
-	}
-	must(t, nodes[1].Close())
-	_, err := nodes[0].Client().Put(t.Context(), "acknowledged", "v") // on the disks of m1 and m3
-	must(t, err)
-	must(t, nodes[2].Close())
-	must(t, nodes[0].Close())
-
-	nodes[1] = openNode(t, configs[1])
-	defer nodes[1].Close()
-	lost := configs[2]
-	lost.DataDir += "-new"
-	lost.InitialClusterState = ClusterStateExisting
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	again, err := Open(ctx, lost)
-	if err != nil {
-		if strings.Contains(err.Error(), "has already been bootstrapped") {
-			return // as it should be
-		}
-		t.Fatalf("not refused for what it is: %v", err)
-	}
-	defer again.Close()
-	t.Error("a member without its data was let in as if it had never voted")
-	got, err := again.Client().Get(ctx, "acknowledged")
-	t.Logf("a linearizable read: %v, %v", got, err)
-	if err == nil && len(got.Kvs) == 0 {
-		t.Error("and a linearizable read does not find an acknowledged write")
-	}
 }
 
 // A leader that hangs holds up who asks another member to promote for ever.
@@ -728,31 +679,42 @@ func TestMaxLearners(t *testing.T) {
 	}
 }
 
+// knowing is a member that tells what it knows of its cluster.
+type knowing struct {
+	*httptest.Server
+	body string
+}
+
+func membersServer(t *testing.T) *knowing {
+	k := &knowing{}
+	k.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Etcd-Cluster-ID", "abc")
+		fmt.Fprint(w, k.body)
+	}))
+	t.Cleanup(k.Server.Close)
+	return k
+}
+
+// tells has it know the first two members, which have started, and others.
+func (k *knowing) tells(m1, m2 *knowing, others ...string) {
+	k.body = "[" + strings.Join(append([]string{listedMember(1, "m1", m1.URL), listedMember(2, "m2", m2.URL)}, others...), ",") + "]"
+}
+
+func listedMember(id int, name, url string) string {
+	return fmt.Sprintf(`{"id":%d,"peerURLs":[%q],"name":%q,"clientURLs":[]}`, id, url, name)
+}
+
 // The documented way to replace a lost member (docs/clustering.md, "Replace a member"): it is removed and added again with
 // the same peer URLs, and gets another id. One of the others has not applied that yet (it lags, or is cut off): it
 // still tells of the old member, which had started.
 func TestReplacedMemberBesideOneThatLags(t *testing.T) {
-	serve := func(body *string) *httptest.Server {
-		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("X-Etcd-Cluster-ID", "abc")
-			fmt.Fprint(w, *body)
-		}))
-		t.Cleanup(s.Close)
-		return s
-	}
-	var fresh, stale string
-	a, b := serve(&fresh), serve(&stale)
 	const self = "http://127.0.0.1:1"
-	member := func(id int, name, url string) string {
-		return fmt.Sprintf(`{"id":%d,"peerURLs":[%q],"name":%q,"clientURLs":[]}`, id, url, name)
-	}
-	common := member(1, "m1", a.URL) + "," + member(2, "m2", b.URL)
-	fresh = "[" + common + "," + member(99, "", self) + "]"  // removed and added again
-	stale = "[" + common + "," + member(3, "m3", self) + "]" // as it was before
+	m1, m2 := membersServer(t), membersServer(t)
+	m1.tells(m1, m2, listedMember(99, "", self))  // removed and added again
+	m2.tells(m1, m2, listedMember(3, "m3", self)) // as it was before
 	c := testConfig(t)
 	c.Name = "m3"
-	configured := map[string][]string{"m1": {a.URL}, "m2": {b.URL}, "m3": {self}}
-	f, err := c.join(t.Context(), configured)
+	f, err := c.join(t.Context(), map[string][]string{"m1": {m1.URL}, "m2": {m2.URL}, "m3": {self}})
 	if err != nil {
 		t.Fatalf("the member that was added anew is refused for what the old one was: %v", err)
 	}
@@ -765,26 +727,13 @@ func TestReplacedMemberBesideOneThatLags(t *testing.T) {
 // One member knows that it has started, and that the cluster has grown since; another one lags behind both, as one
 // that has just been started again tells what its engine has. Any that knows is to be believed (docs/design.md).
 func TestStartedMemberOfAClusterThatHasGrown(t *testing.T) {
-	serve := func(body *string) *httptest.Server {
-		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("X-Etcd-Cluster-ID", "abc")
-			fmt.Fprint(w, *body)
-		}))
-		t.Cleanup(s.Close)
-		return s
-	}
-	var fresh, stale string
-	a, b := serve(&fresh), serve(&stale)
 	const self = "http://127.0.0.1:1"
-	member := func(id int, name, url string) string {
-		return fmt.Sprintf(`{"id":%d,"peerURLs":[%q],"name":%q,"clientURLs":[]}`, id, url, name)
-	}
-	common := member(1, "m1", a.URL) + "," + member(2, "m2", b.URL)
-	fresh = "[" + common + "," + member(3, "m3", self) + "," + member(4, "m4", "http://127.0.0.1:2") + "]"
-	stale = "[" + common + "," + member(3, "", self) + "]"
+	m1, m2 := membersServer(t), membersServer(t)
+	m1.tells(m1, m2, listedMember(3, "m3", self), listedMember(4, "m4", "http://127.0.0.1:2"))
+	m2.tells(m1, m2, listedMember(3, "", self))
 	c := testConfig(t)
 	c.Name = "m3"
-	f, err := c.join(t.Context(), map[string][]string{"m1": {a.URL}, "m2": {b.URL}, "m3": {self}})
+	f, err := c.join(t.Context(), map[string][]string{"m1": {m1.URL}, "m2": {m2.URL}, "m3": {self}})
 	if err == nil {
 		t.Errorf("member %d is let in as if it had never voted, though one of the others knows that it has started", f.MemberID)
 	}

@@ -12,15 +12,12 @@ import (
 // applying is what who applies to the machine has in hand.
 type applying struct {
 	unapplied []applyWork // in order
-	barriers  []*barrier  // readers not yet let go
 	flushFrom uint64      // where the last flush was asked for
 }
 
-// applyWork is for the machine: entries, readers waiting for an
-// index, or a snapshot to install.
+// applyWork is for the machine: entries, or a snapshot to install.
 type applyWork struct {
 	apply
-	barrier *barrier
 	install *install
 }
 
@@ -28,13 +25,7 @@ type applyWork struct {
 // callers, and lets readers go on whose index is reached.
 func (n *Node) applyTurn() error {
 	work := n.applies.take()
-	for _, w := range work {
-		if w.barrier != nil {
-			n.barriers = append(n.barriers, w.barrier)
-		} else {
-			n.unapplied = append(n.unapplied, w)
-		}
-	}
+	n.unapplied = append(n.unapplied, work...)
 	n.applies.recycle(work)
 	for len(n.unapplied) > 0 {
 		size, err := n.applySome(n.unapplied)
@@ -46,7 +37,7 @@ func (n *Node) applyTurn() error {
 			break // noteSaved has this turn taken again
 		}
 	}
-	n.barriers = n.letGo(n.barriers)
+	n.barriers.reach(n.applied.Load())
 	return nil
 }
 
@@ -73,28 +64,9 @@ func (n *Node) stopApplying() {
 		for i := range w.callers {
 			w.callers[i].fail(ErrStopped)
 		}
-		if w.barrier != nil {
-			n.barriers = append(n.barriers, w.barrier)
-		}
 	}
-	for _, b := range n.barriers {
-		b.answer(ErrStopped)
-	}
-	n.unapplied, n.barriers = nil, nil
-}
-
-// letGo answers the readers whose index is reached, and returns what still waits.
-func (n *Node) letGo(barriers []*barrier) []*barrier {
-	if len(barriers) == 0 {
-		return barriers
-	}
-	applied := n.applied.Load()
-	return slices.DeleteFunc(barriers, func(b *barrier) bool {
-		if b.index <= applied {
-			b.answer(nil)
-		}
-		return !b.waits()
-	})
+	n.unapplied = nil
+	n.barriers.fail(ErrStopped)
 }
 
 // installSnapshot has the machine replaced.

@@ -60,12 +60,8 @@ func (n *Node) Unreachable(id uint64) {
 
 // SnapshotSent tells how it went to send a snapshot to a member.
 func (n *Node) SnapshotSent(id uint64, ok bool) {
-	status := raft.SnapshotFailure
-	if ok {
-		status = raft.SnapshotFinish
-	}
 	n.calls.put(func(c *core) {
-		c.snapshotSent(id, status)
+		c.snapshotSent(id, ok)
 		n.noteNeed()
 	})
 }

@@ -18,7 +18,7 @@ type output struct {
 	written  bool          // of them more than a commit index is to be written
 	applies  []apply       // to the machine, in order
 	peers    []*pb.Message // to other members
-	barriers []*barrier    // readers whose index is known
+	barriers []barrier     // readers whose index is known
 	failures []func()      // callers to be told of an error
 }
 

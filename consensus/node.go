@@ -149,8 +149,9 @@ func (s *Status) describe() string {
 type Node struct {
 	cfg  Config
 	core *core // Owned by TurnRaft.
-	// handed are callers whom the machine is to answer. Owned by TurnRaft; those that have been answered stay until the next tick.
-	handed []handed
+	// handed are the callers whom the machine is to answer. Owned by TurnRaft; those that have been answered stay until the next tick.
+	handed   []*results
+	barriers barriers
 
 	storage *storage // of the core
 
@@ -595,11 +596,13 @@ func (n *Node) perform(out output) {
 	}
 	for _, b := range out.barriers {
 		if b.index <= n.applied.Load() {
-			b.answer(nil)
+			for _, r := range b.readers {
+				r.done(nil)
+			}
 			continue
 		}
-		n.handed = append(n.handed, b)
-		n.applies.put(applyWork{barrier: b})
+		n.barriers.add(b)
+		n.applies.put() // it may be applied by now
 	}
 	n.failed.Store(n.core.failed)
 	for _, f := range out.failures {

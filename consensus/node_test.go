@@ -452,6 +452,9 @@ func TestFailedApplyIsToldToReaders(t *testing.T) {
 			n.applies.mu.Lock()
 			got := len(n.applies.items)
 			n.applies.mu.Unlock()
+			n.barriers.mu.Lock()
+			got += len(n.barriers.all)
+			n.barriers.mu.Unlock()
 			if got == want {
 				return
 			}

@@ -110,6 +110,7 @@ func (c *core) withheld(m *pb.Message) bool {
 // cannot lead. When it led, nobody has to wait for an election timeout: the first
 // voter stands soon, the others follow one after another if that fails.
 func (c *core) gone(id uint64) {
+	c.forgive(id)
 	if c.lead != id || id == c.id {
 		return
 	}

@@ -47,7 +47,7 @@ func (c *core) requestRead(now time.Time) {
 
 // answer lets the readers of a confirmed round go on, here and on the members
 // that asked, unless the term in which they did is over.
-func (c *core) answer(r *round, index uint64) *barrier {
+func (c *core) answer(r *round, index uint64) barrier {
 	b := c.raft.BasicStatus()
 	for _, m := range r.asked {
 		if b.GetTerm() != r.term {
@@ -57,7 +57,7 @@ func (c *core) answer(r *round, index uint64) *barrier {
 			Type: pb.MsgReadIndexResp.Enum(), From: &c.id, To: m.From, Term: &r.term, Index: &index, Entries: m.Entries,
 		})
 	}
-	return &barrier{index: index, readers: r.readers}
+	return barrier{index, r.readers}
 }
 
 // commitIsKnown reports whether this member may ask for a read index. A new

@@ -147,6 +147,15 @@ func (c *core) holdBack(id uint64) {
 	c.retries[id] = r
 }
 
+// forgive lets a member that has ended, and may begin anew, have its next snapshot as soon as it is there.
+func (c *core) forgive(id uint64) {
+	if r, held := c.retries[id]; held && r.at != 0 {
+		c.retries[id] = retry{at: c.ticks}
+	} else {
+		delete(c.retries, id)
+	}
+}
+
 // retrySnapshots tells raft, in every tick, of failures that were held back for long enough, and tells it that the snapshot has come: it then looks
 // whether the member has what is behind that. It may, for a snapshot of what a member has applied is refused too; else raft wants to send another one.
 func (c *core) retrySnapshots() {
@@ -161,8 +170,8 @@ func (c *core) retrySnapshots() {
 
 // snapshotSent notes how it went to send a snapshot to a member, which needs the entries behind it next: raft knows no more than
 // what the member had before, until it has installed it.
-func (c *core) snapshotSent(id uint64, status raft.SnapshotStatus) {
-	if status == raft.SnapshotFailure {
+func (c *core) snapshotSent(id uint64, ok bool) {
+	if !ok {
 		c.holdBack(id)
 		return
 	}
@@ -175,5 +184,5 @@ func (c *core) snapshotSent(id uint64, status raft.SnapshotStatus) {
 			c.installs[id] = p.PendingSnapshot
 		}
 	})
-	c.raft.ReportSnapshot(id, status)
+	c.raft.ReportSnapshot(id, raft.SnapshotFinish)
 }

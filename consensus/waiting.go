@@ -8,13 +8,8 @@ import (
 	"github.com/coteriedb/coterie/machine"
 )
 
-// handed are callers whom the machine is to answer. Whoever owns the core tells them if their time is over before: the machine may hang.
-type handed interface {
-	// expire answers those whose time is over, and returns how many proposals that were and whether anybody still waits.
-	expire(now time.Time) (proposals uint64, waits bool)
-}
-
-// results is who waits for the results of an entry.
+// results is who waits for the results of an entry. Whoever owns the core tells them if their time is over before there are any: the
+// machine may hang.
 type results struct {
 	mu      sync.Mutex
 	callers []proposal // none if there never were any, or they have been taken to be answered. Guarded by mu.
@@ -36,8 +31,9 @@ func (r *results) take() []proposal {
 	return callers
 }
 
-// expire implements handed. The deadlines of one batch are close together.
-func (r *results) expire(now time.Time) (proposals uint64, waits bool) {
+// expire answers the callers if their time is over, returns how many that were, and whether any still wait. The
+// deadlines of one batch are close together.
+func (r *results) expire(now time.Time) (over uint64, waits bool) {
 	r.mu.Lock()
 	callers := r.callers
 	if waits = callers != nil && now.Before(callers[len(callers)-1].deadline); !waits {
@@ -62,52 +58,74 @@ func (r *results) fail(err error) {
 
 // barrier is a confirmed round: its readers go on at index.
 type barrier struct {
-	index uint64
-
-	mu      sync.Mutex
-	readers []read // none if they have been taken to be answered. Guarded by mu.
+	index   uint64
+	readers []read
 }
 
-// answer answers all readers.
-func (b *barrier) answer(err error) {
-	b.mu.Lock()
-	readers := b.readers
-	b.readers = nil
-	b.mu.Unlock()
-	for _, r := range readers {
+// barriers are those whose index is not applied yet. Who applies lets readers go, and who owns the core tells them if their time is over before.
+type barriers struct {
+	mu  sync.Mutex
+	all []barrier // Guarded by mu.
+}
+
+func (bs *barriers) add(b barrier) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	bs.all = append(bs.all, b)
+}
+
+// reach lets those readers go whose index is applied.
+func (bs *barriers) reach(applied uint64) {
+	bs.answer(nil, func(b *barrier) int {
+		if b.index > applied {
+			return 0
+		}
+		return len(b.readers)
+	})
+}
+
+// expire answers those whose time is over.
+func (bs *barriers) expire(now time.Time) {
+	bs.answer(ErrTimeout, func(b *barrier) int {
+		n := slices.IndexFunc(b.readers, func(r read) bool { return now.Before(r.deadline) })
+		if n < 0 {
+			return len(b.readers)
+		}
+		return n
+	})
+}
+
+// fail answers all.
+func (bs *barriers) fail(err error) {
+	bs.answer(err, func(b *barrier) int { return len(b.readers) })
+}
+
+// answer answers the first readers of each, as many as some says, and forgets them.
+func (bs *barriers) answer(err error, some func(*barrier) int) {
+	var answered []read
+	bs.mu.Lock()
+	waiting := bs.all[:0]
+	for _, b := range bs.all {
+		n := some(&b)
+		answered = append(answered, b.readers[:n]...)
+		if b.readers = b.readers[n:]; len(b.readers) > 0 {
+			waiting = append(waiting, b)
+		}
+	}
+	clear(bs.all[len(waiting):])
+	bs.all = waiting
+	bs.mu.Unlock()
+	for _, r := range answered {
 		r.done(err)
 	}
 }
 
-// waits tells whether any reader has not been answered.
-func (b *barrier) waits() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.readers) > 0
-}
-
-// expire implements handed.
-func (b *barrier) expire(now time.Time) (proposals uint64, waits bool) {
-	b.mu.Lock()
-	n := 0
-	for n < len(b.readers) && !now.Before(b.readers[n].deadline) {
-		n++
-	}
-	over := b.readers[:n]
-	b.readers = b.readers[n:]
-	waits = len(b.readers) > 0
-	b.mu.Unlock()
-	for _, r := range over {
-		r.done(ErrTimeout)
-	}
-	return 0, waits
-}
-
-// expireHanded answers those whose time is over, and forgets who does not wait any more.
+// expireHanded answers those whose time is over, and forgets who does not wait for results any more.
 func (n *Node) expireHanded(now time.Time) {
-	n.handed = slices.DeleteFunc(n.handed, func(h handed) bool {
-		proposals, waits := h.expire(now)
-		n.core.failed += proposals
+	n.handed = slices.DeleteFunc(n.handed, func(r *results) bool {
+		over, waits := r.expire(now)
+		n.core.failed += over
 		return !waits
 	})
+	n.barriers.expire(now)
 }

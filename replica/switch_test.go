@@ -149,28 +149,22 @@ func TestASnapshotEndsTheStreamsOfTheStateBefore(t *testing.T) {
 // Who asks for the engine when the replica has been closed (DBSize of a request that Close has given up waiting for,
 // DurableIndex of a goroutine that a disk has held) must be told so, not run for ever.
 func TestAcquireEndsWhenTheReplicaIsClosed(t *testing.T) {
-	dir, err := Open(Options{Path: "member", FS: vfs.NewMem(), Logger: zap.NewNop()}, func() (*Founding, error) {
-		return &Founding{ClusterID: 1, MemberID: 1, Members: []machine.Member{{ID: 1}}}, nil
+	var m *member
+	t.Cleanup(func() { // after the replica has been closed
+		told := make(chan error, 1)
+		go func() {
+			_, err := m.DurableIndex()
+			told <- err
+		}()
+		select {
+		case err := <-told:
+			if !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+		case <-time.After(2 * time.Second):
+			t.Error("DurableIndex of a closed replica has been running for two seconds, with a whole processor")
+			m.current.Load().files.Unlock() // lets it end
+		}
 	})
-	must(t, err)
-	open := func(eng *engine.Engine) (*machine.Machine, error) {
-		return machine.Open(machine.Options{Engine: eng, Logger: zap.NewNop()})
-	}
-	m, err := open(dir.Engine)
-	must(t, err)
-	must(t, dir.MakeWritable())
-	r := New(dir, m, Config{Logger: zap.NewNop(), Open: open, Switched: func(*machine.Machine) {}, Changed: func([]machine.Change) {}})
-	must(t, errors.Join(r.Close(false), dir.Close()))
-	returned := make(chan struct{})
-	go func() {
-		defer func() { recover(); close(returned) }()
-		r.DurableIndex()
-	}()
-	select {
-	case <-returned:
-	case <-time.After(2 * time.Second):
-		t.Error("DurableIndex of a closed replica has been running for two seconds, with a whole processor")
-		r.current.Load().files.Unlock() // lets it end
-		<-returned
-	}
+	m = newMember(t, vfs.NewMem(), 1)
 }

@@ -21,10 +21,10 @@ import (
 // for its events.
 //
 // It goes by the revision index from the revision that the last pass finished
-// to the new one, and deletes the predecessor of every version it meets: what
+// to the new one, and deletes what each revision that it meets has superseded: what
 // an earlier pass kept is superseded, if at all, by one of these. Each version
 // has one deleter: itself for a tombstone and for one superseded within its
-// revision, else its successor. So a pass that a crash cut short is simply run
+// revision, else the first change that the next revision made of the key. So a pass that a crash cut short is simply run
 // again, and counts no byte twice.
 type compactor struct {
 	s     *Store

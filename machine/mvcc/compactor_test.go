@@ -40,7 +40,7 @@ func TestCompactionPace(t *testing.T) {
 // is gone of it already is not looked through for each of its lives.
 func TestCompactionOfManyLives(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it is about time")
+		t.Skip("it compares times, which the race detector distorts")
 	}
 	const lives, batch = 12_000, 500
 	took := func(keys int) time.Duration {

@@ -6,11 +6,16 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/goleak"
@@ -458,5 +463,36 @@ func TestStreamIsRange(t *testing.T) {
 			}
 			h.close()
 		})
+	}
+}
+
+// What cannot be read is an error, not a pair that was not there.
+func TestPreviousPairThatCannotBeRead(t *testing.T) {
+	var broken atomic.Bool
+	h := newHarnessOn(t, errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if broken.Load() && op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, ".sst") {
+			return syscall.EIO
+		}
+		return nil
+	})))
+	h.put("k", "one")
+	h.put("k", "two")
+	h.apply(func() { // so that the history has blocks of its own
+		for i := range 5000 {
+			_, err := h.s.Put(&pb.PutRequest{Key: fmt.Appendf(nil, []string{"j%04d", "l%04d"}[i%2], i), Value: make([]byte, 200)})
+			must(t, err)
+		}
+	})
+	h.saveImage()
+	h.reopen() // by the image: nothing of the history is in the cache
+	ev := &mvccpb.Event{Kv: &mvccpb.KeyValue{Key: []byte("k"), CreateRevision: 2, ModRevision: 3}}
+	broken.Store(true)
+	kv, err := h.s.PrevKV(ev)
+	broken.Store(false)
+	if !errors.Is(err, syscall.EIO) {
+		t.Errorf("with a disk that cannot be read: %v, %v", kv, err)
+	}
+	if kv, err = h.s.PrevKV(ev); err != nil || string(kv.GetValue()) != "one" {
+		t.Errorf("then: %v, %v", kv, err)
 	}
 }

@@ -771,42 +771,55 @@ func TestReplayThroughAWindow(t *testing.T) {
 	}
 }
 
+// preparedLog returns a log whose segment is a file of 32 MiB that was zeros, as a member has it.
+func preparedLog(t *testing.T) (vfs.FS, Options, *Log) {
+	t.Helper()
+	fs := vfs.NewMem()
+	must(t, fs.MkdirAll(dir, 0o755))
+	o := options(fs)
+	o.SegmentBytes = DefaultSegmentBytes
+	l, err := Create(o, 1, 1)
+	must(t, err)
+	for i := 0; i < 40 && l.tail.segment.sequence == 1; i++ {
+		must(t, l.Append(nil, largeEntry(l, 1<<20-4096)))
+		l.Prepare()
+		l.Prepare()
+	}
+	if l.tail.zeroed < DefaultSegmentBytes {
+		t.Fatalf("the segment is not prepared: %d", l.tail.zeroed)
+	}
+	return fs, o, l
+}
+
+// fakeHeads is a value that looks like heads of frames that there could be behind the next one.
+func fakeHeads(l *Log, size int) []byte {
+	var head [frameHeaderLen]byte
+	binary.LittleEndian.PutUint32(head[0:], 30<<20) // a length that the file has
+	binary.LittleEndian.PutUint64(head[8:], l.frame+2)
+	return bytes.Repeat(head[:], size/len(head))
+}
+
+// alignedEntry is an entry with the value, which begins where a frame could when it is the first of its frame.
+func alignedEntry(index uint64, v []byte) *pb.Entry {
+	e := entry(index, 1, "")
+	for pad := range frameAlign {
+		e.Data = append(bytes.Repeat([]byte{'x'}, pad), v...)
+		if (frameHeaderLen+len(appendEntry(nil, e))-len(v))%frameAlign == 0 {
+			break
+		}
+	}
+	return e
+}
+
 // A client's value is full of what looks like heads of later frames. A crash tears
 // the frame that holds it: all of it is on disk but its last block. The start must
 // not take time in proportion to the value times the segment.
 func TestTornFrameOfFakeHeads(t *testing.T) {
 	took := func(valueBytes int) time.Duration {
-		fs := vfs.NewMem()
-		must(t, fs.MkdirAll(dir, 0o755))
-		o := options(fs)
-		o.SegmentBytes = DefaultSegmentBytes
-		l, err := Create(o, 1, 1)
-		must(t, err)
-		// The next segment is made beside, as it is by a member: 32 MiB of zeros.
-		for range 40 {
-			must(t, l.Append(nil, largeEntry(l, 1<<20-4096)))
-			l.Prepare()
-			l.Prepare()
-			if l.tail.segment.sequence > 1 {
-				break
-			}
-		}
-		if l.tail.zeroed < DefaultSegmentBytes {
-			t.Fatalf("the segment is not prepared: %d", l.tail.zeroed)
-		}
-		var head [frameHeaderLen]byte
-		binary.LittleEndian.PutUint32(head[0:], 30<<20)    // a length that the file has
-		binary.LittleEndian.PutUint64(head[8:], l.frame+2) // a number that there could be
-		v := bytes.Repeat(head[:], valueBytes/len(head))
+		fs, o, l := preparedLog(t)
+		v := fakeHeads(l, valueBytes)
 		last, _ := l.LastIndex()
-		// aligned to 8 for one of the eight paddings
-		e := entry(last+1, 1, "")
-		for pad := range 8 {
-			e.Data = append(bytes.Repeat([]byte{'x'}, pad), v...)
-			if (frameHeaderLen+len(appendEntry(nil, e))-len(v))%8 == 0 {
-				break
-			}
-		}
+		e := alignedEntry(last+1, v)
 		at := l.tail.offset
 		must(t, l.Append(nil, []*pb.Entry{e}))
 		end := l.tail.offset
@@ -919,35 +932,13 @@ func TestSizeDoesNotDrift(t *testing.T) {
 // frames follow it, whatever else it holds.
 func TestDamageBehindFakeHeads(t *testing.T) {
 	for _, fake := range []bool{false, true} {
-		fs := vfs.NewMem()
-		must(t, fs.MkdirAll(dir, 0o755))
-		o := options(fs)
-		o.SegmentBytes = DefaultSegmentBytes
-		l, err := Create(o, 1, 1)
-		must(t, err)
-		for range 40 {
-			must(t, l.Append(nil, largeEntry(l, 1<<20-4096)))
-			l.Prepare()
-			l.Prepare()
-			if l.tail.segment.sequence > 1 {
-				break
-			}
-		}
+		fs, o, l := preparedLog(t)
 		v := make([]byte, 32<<10)
 		if fake {
-			var head [frameHeaderLen]byte
-			binary.LittleEndian.PutUint32(head[0:], 30<<20)
-			binary.LittleEndian.PutUint64(head[8:], l.frame+2)
-			v = bytes.Repeat(head[:], len(v)/len(head))
+			v = fakeHeads(l, len(v))
 		}
 		last, _ := l.LastIndex()
-		e := entry(last+1, 1, "")
-		for pad := range 8 {
-			e.Data = append(bytes.Repeat([]byte{'x'}, pad), v...)
-			if (frameHeaderLen+len(appendEntry(nil, e))-len(v))%8 == 0 {
-				break
-			}
-		}
+		e := alignedEntry(last+1, v)
 		at := l.tail.offset
 		must(t, l.Append(nil, []*pb.Entry{e}))
 		must(t, l.Append(nil, []*pb.Entry{entry(last+2, 1, "acknowledged")}))
