@@ -119,7 +119,11 @@ func (h *harness) change(rng *rand.Rand) {
 // TestImageIsTheIndex: whatever is changed, copied, compacted, flushed and lost
 // in a crash, the index that is loaded is that of the history.
 func TestImageIsTheIndex(t *testing.T) {
-	for seed := range uint64(20) {
+	seeds := uint64(20)
+	if testing.Short() {
+		seeds = 5
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
 			h := newHarnessOn(t, vfs.NewCrashableMem(), 5, 6)
@@ -310,7 +314,7 @@ func TestDamagedImage(t *testing.T) {
 			core, logs := observer.New(zapcore.ErrorLevel)
 			h.opts.Logger = zap.New(core)
 			h.apply(func() {
-				for i := range 3000 {
+				for i := range 300 {
 					if _, err := h.s.Put(&pb.PutRequest{Key: fmt.Appendf(nil, "%0100d", i*i)}); err != nil {
 						t.Fatal(err)
 					}

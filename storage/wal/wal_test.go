@@ -542,7 +542,11 @@ func TestForeignLogIsRefused(t *testing.T) {
 // Power fails at a random moment, and the disk keeps a random part of what was
 // not synced.
 func TestCrashKeepsWhatWasAcknowledged(t *testing.T) {
-	for seed := range uint64(200) {
+	seeds := uint64(200)
+	if testing.Short() {
+		seeds = 50
+	}
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 0))
 		fs := newFS(t)
 		l, err := Create(options(fs), 0, 0)
