@@ -3,7 +3,6 @@ package consensus
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -173,12 +172,14 @@ func load(m *member, round int, stop <-chan struct{}) []*write {
 	return all
 }
 
-var crashSeeds = flag.Uint64("consensus.crashes", 25, "how many seeds of crashes to run; under the race detector each takes some twenty times as long")
-
 // Power fails inside a random write or sync, of the log or the engine, and the
 // disk keeps a random part of what was not synced.
 func TestCrashAnywhere(t *testing.T) {
-	for seed := range *crashSeeds {
+	seeds := uint64(25)
+	if testing.Short() {
+		seeds = 3 // under the race detector each takes some twenty times as long
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(seed, 1))

@@ -36,7 +36,7 @@ var (
 // first it does not say, so a failure may need its seed more than once.
 func TestStress(t *testing.T) {
 	first, seeds := max(*stressSeed, 1), uint64(12)
-	if *stressSeed != 0 {
+	if *stressSeed != 0 || testing.Short() {
 		seeds = 1
 	}
 	began := time.Now()

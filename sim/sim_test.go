@@ -17,7 +17,7 @@ import (
 
 var (
 	asked   = courseFlags(flag.CommandLine)
-	seeds   = flag.Int("sim.seeds", 20, "how many seeds to run")
+	seeds   = flag.Int("sim.seeds", 0, "how many seeds to run; 0: 20, and with -short 3")
 	verbose = flag.Bool("sim.verbose", false, "log what happens")
 	trace   = flag.Bool("sim.trace", false, "and every single event")
 	lasting = flag.Duration("sim.for", 0, "run new seeds for so long, instead of a number")
@@ -41,8 +41,12 @@ func TestSeeds(t *testing.T) {
 	if asked.canary != "" && !slices.Contains(canaries, asked.canary) {
 		t.Fatalf("there is no canary %q, but %v", asked.canary, canaries)
 	}
+	most := *seeds
+	if most == 0 {
+		most = orShort(20, 3)
+	}
 	began, ran := time.Now(), 0
-	for ran < *seeds && *lasting == 0 || time.Since(began) < *lasting {
+	for ran < most && *lasting == 0 || time.Since(began) < *lasting {
 		c := *asked
 		c.seed += uint64(ran)
 		ok := t.Run(fmt.Sprint(c.seed), func(t *testing.T) {
@@ -60,9 +64,17 @@ func TestSeeds(t *testing.T) {
 	t.Logf("%d seeds from %d, %.0f in an hour: %+v", ran, asked.seed, float64(ran)/time.Since(began).Hours(), sum)
 }
 
+// orShort returns how many there are of something, which with -short are fewer.
+func orShort(ordinary, short int) int {
+	if testing.Short() {
+		return short
+	}
+	return ordinary
+}
+
 // TestASeedIsARun shows that a seed can be replayed.
 func TestASeedIsARun(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(orShort(6, 1)) {
 		a, b := run(t, course{seed: seed + 1}), run(t, course{seed: seed + 1})
 		if a.failed != "" {
 			t.Errorf("seed %d: %s", seed+1, a.failed)
@@ -75,6 +87,9 @@ func TestASeedIsARun(t *testing.T) {
 
 // TestCanaries shows that defects are found.
 func TestCanaries(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs many seeds")
+	}
 	for _, canary := range canaries {
 		t.Run(canary, func(t *testing.T) {
 			w := firstFound(t, canary, 0)

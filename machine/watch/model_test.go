@@ -28,6 +28,9 @@ var modelSeed = flag.Uint64("model.seed", 0, "run the model test with this seed 
 // of the package against the full history.
 func TestModel(t *testing.T) {
 	seeds := []uint64{1, 2, 3, 4}
+	if testing.Short() {
+		seeds = seeds[:1]
+	}
 	if *modelSeed != 0 {
 		seeds = []uint64{*modelSeed}
 	}
