@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,7 +74,8 @@ func NewIdentity(clusterID, memberID uint64) *Identity {
 	return &Identity{Format: Format, ClusterID: strconv.FormatUint(clusterID, 16), MemberID: strconv.FormatUint(memberID, 16)}
 }
 
-// ReadIdentity returns nil if there is none.
+// ReadIdentity returns nil if there is none. In what this version has written a name that it does not know is damage: were it
+// instead of that of Complete, the directory would be taken for one that was never served.
 func ReadIdentity(fs vfs.FS, dir string) (*Identity, error) {
 	path := filepath.Join(dir, IdentityFile)
 	f, err := fs.Open(path)
@@ -100,6 +102,11 @@ func ReadIdentity(fs vfs.FS, dir string) (*Identity, error) {
 	if id.Format < Format {
 		return nil, fmt.Errorf("%s has data format %d, of a version before the first release, this binary reads %d: "+
 			"save a snapshot with that version and restore this member from it", dir, id.Format, Format)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&Identity{}); err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w: bring it back from a copy, or restore this member from a snapshot", path, err)
 	}
 	return &id, nil
 }

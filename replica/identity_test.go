@@ -2,6 +2,7 @@ package replica
 
 import (
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -55,6 +56,35 @@ func FuzzIdentity(f *testing.F) {
 			t.Errorf("ids %x and %x became %x and %x: %v", cluster, member, c, m, err)
 		}
 	})
+}
+
+// Whichever bit flips in an identity, what was served is not taken for what was not, nor for another engine's that is there; ids are
+// compared with those in the log.
+func TestDamagedIdentity(t *testing.T) {
+	fs := vfs.NewMem()
+	want := NewIdentity(0xcdf818194e3a8c32, 7)
+	want.Complete, want.Engine = true, SnapshotDir(0x1234)
+	if err := WriteIdentity(fs, "", want); err != nil {
+		t.Fatal(err)
+	}
+	b := content(t, fs)
+	for bit := range 8 * len(b) {
+		flipped := slices.Clone(b)
+		flipped[bit/8] ^= 1 << (bit % 8)
+		f, err := fs.Create(IdentityFile, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(flipped); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if id, err := ReadIdentity(fs, ""); err == nil && (!id.Complete || id.Engine == "") {
+			t.Errorf("%s is read as %+v", flipped, id)
+		}
+	}
 }
 
 func content(tb testing.TB, fs vfs.FS) []byte {

@@ -126,11 +126,30 @@ func Open(o Options) (*Engine, error) {
 		writable:      make(chan struct{}),
 		memTableBytes: int64(o.MemTableBytes),
 	}
-	if err := e.openDB(o.ReadOnly); err != nil {
+	if err := e.openChecked(); err != nil {
 		e.cache.Unref()
 		return nil, err
 	}
 	return e, nil
+}
+
+// openChecked opens the engine if its manifest says what it has said before.
+func (e *Engine) openChecked() error {
+	disk := e.o.FS
+	if disk == nil {
+		disk = vfs.Default
+	}
+	records, err := checkManifest(disk, e.o.Dir)
+	if err != nil {
+		return fmt.Errorf("open engine in %s: %w", e.o.Dir, err)
+	}
+	if err := e.openDB(e.o.ReadOnly); err != nil {
+		return err
+	}
+	if m := e.db.Metrics().Total(); records == 1 && m.TablesCount > 0 {
+		return errors.Join(fmt.Errorf("open engine in %s: the manifest is damaged: its second record is missing", e.o.Dir), e.db.Close())
+	}
+	return nil
 }
 
 func (e *Engine) openDB(readOnly bool) (err error) {
