@@ -533,38 +533,87 @@ func TestIsolatedLeaderAnswersNoRead(t *testing.T) {
 }
 
 func TestLaggingMemberIsSentASnapshot(t *testing.T) {
-	c := newCluster(t, nil, 1, 2, 3)
-	f := c.follower()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, nil, 1, 2, 3)
+		f := c.follower()
+		c.cutBehind(f)
+		c.isolate(f.id, false)
+		if got := len(c.wantEqual()); got != 200 {
+			t.Fatalf("%d commands, want 200", got)
+		}
+		c.mu.Lock()
+		moved := c.moved
+		c.mu.Unlock()
+		if moved == 0 {
+			t.Fatal("no snapshot was sent")
+		}
+		// It works as before: it proposes, and a crash finds it where it was.
+		if r := propose(f.node, "after"); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		f.restart()
+		// The member that was asked may have been the first to apply it, and forgets that it had.
+		eventually(t, "the last command on all members", func() bool {
+			got := c.wantEqual()
+			return len(got) == 201 && got[200] == "after"
+		})
+	})
+}
+
+// cutBehind isolates a member until no other's log has the 200 commands that it lacks.
+func (c *cluster) cutBehind(f *clusterMember) {
+	c.t.Helper()
 	c.isolate(f.id, true)
 	filler := strings.Repeat("x", 1000)
 	for i := range 200 {
-		if r := propose(c.leader().node, fmt.Sprint(i, filler)); r.Err != nil {
-			t.Fatal(r.Err)
+		must(c.t, propose(c.leader().node, fmt.Sprint(i, filler)).Err)
+	}
+	eventually(c.t, "the logs to be cut", func() bool {
+		last, err := f.log.LastIndex()
+		must(c.t, err)
+		for _, m := range c.all() {
+			if first, err := m.log.FirstIndex(); m != f && (err != nil || first <= last+1) {
+				return false
+			}
 		}
-	}
-	eventually(t, "the log to be cut", func() bool {
-		first, err := c.leader().log.FirstIndex()
-		return err == nil && first > 100
+		return true
 	})
-	c.isolate(f.id, false)
-	if got := len(c.wantEqual()); got != 200 {
-		t.Fatalf("%d commands, want 200", got)
-	}
-	c.mu.Lock()
-	moved := c.moved
-	c.mu.Unlock()
-	if moved == 0 {
-		t.Fatal("no snapshot was sent")
-	}
-	// It works as before: it proposes, and a crash finds it where it was.
-	if r := propose(f.node, "after"); r.Err != nil {
-		t.Fatal(r.Err)
-	}
-	f.restart()
-	// The member that was asked may have been the first to apply it, and forgets that it had.
-	eventually(t, "the last command on all members", func() bool {
-		got := c.wantEqual()
-		return len(got) == 201 && got[200] == "after"
+}
+
+// A member has got the state in another way than from its leader, as from the one before, whose snapshot took long; it refuses the one that its leader
+// sends, and its leader has not heard how far it is. Nothing is committed without it: the leader has to go on behind what it has.
+func TestWhoRefusesASnapshotMayHaveWhatItBrings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, func(cfg *Config) { cfg.Tick = 20 * time.Millisecond }, 1, 2, 3)
+		leader, lagging := c.leader(), c.follower()
+		other := c.all()[slices.IndexFunc(c.all(), func(m *clusterMember) bool { return m != leader && m != lagging })]
+		c.cutBehind(lagging)
+		var (
+			silent  = true
+			refused *pb.Message
+		)
+		c.mu.Lock()
+		c.lose = func(m *pb.Message) bool {
+			if m.GetType() == pb.MsgSnap {
+				refused = m
+				return true
+			}
+			return silent && m.GetType() == pb.MsgAppResp && m.GetFrom() == lagging.id && !m.GetReject()
+		}
+		c.mu.Unlock()
+		c.isolate(lagging.id, false)
+		var m *pb.Message
+		eventually(t, "a snapshot", func() bool { c.mu.Lock(); defer c.mu.Unlock(); m = refused; return m != nil })
+		if !leader.copyTo(lagging, m) {
+			t.Fatal("the member does not take the state")
+		}
+		eventually(t, "the state", func() bool { return lagging.machine.Applied() == leader.machine.Applied() })
+		synctest.Wait() // it has said so
+		c.mu.Lock()
+		silent = false
+		c.mu.Unlock()
+		c.isolate(other.id, true)
+		must(t, propose(leader.node, "after").Err)
 	})
 }
 
