@@ -44,16 +44,15 @@ func (w *world) checkRest() {
 	w.run(time.Second)
 	for _, m := range w.staying() {
 		if m.p != nil && w.failed == "" {
-			m.checkLog()
-			m.checkFiles()
+			m.checkFiles(m.checkLog())
 			m.checkStreams()
 		}
 	}
 }
 
 // checkLog checks that the log was cut: when nobody lags, and all is durable, it holds
-// the entries that are kept in any case.
-func (m *member) checkLog() {
+// the entries that are kept in any case. It returns how many.
+func (m *member) checkLog() uint64 {
 	log := m.p.data.Log
 	first, err := log.FirstIndex()
 	if err != nil {
@@ -64,14 +63,16 @@ func (m *member) checkLog() {
 		m.w.fail("member %d: %v", m.id, err)
 	}
 	const since = 5 // entries that may have come with or after the flush
-	if held, most := last+1-first, m.w.plan.KeepEntries+since; held > most {
+	held, most := last+1-first, m.w.plan.KeepEntries+since
+	if held > most {
 		m.w.fail("the log of member %d holds %d entries, not %d at most", m.id, held, most)
 	}
+	return held
 }
 
-// checkFiles checks that nothing is on the disk that nobody needs.
-func (m *member) checkFiles() {
-	logs, entries, engines := 0, int(m.w.plan.KeepEntries), map[string]bool{}
+// checkFiles checks that nothing is on the disk that nobody needs, for a log of so many entries.
+func (m *member) checkFiles(entries uint64) {
+	logs, engines := uint64(0), map[string]bool{}
 	for _, name := range m.disk.Files() {
 		top, _, below := strings.Cut(strings.TrimPrefix(name, "/data/"), "/")
 		switch {
@@ -91,7 +92,7 @@ func (m *member) checkFiles() {
 	}
 }
 
-// checkStreams checks that no stream is there that nobody reads.
+// checkStreams checks that no stream is there that nobody reads, and no event that waits.
 func (m *member) checkStreams() {
 	readers := 0
 	for _, x := range m.w.watchers {
@@ -101,6 +102,8 @@ func (m *member) checkStreams() {
 	}
 	if st := m.p.replica.Machine().Watch.Stats(); st.Streams > readers || st.Watchers > readers {
 		m.w.fail("member %d has %d streams and %d watchers, for %d readers", m.id, st.Streams, st.Watchers, readers)
+	} else if st.Pending > 0 || st.Lagging > 0 {
+		m.w.fail("member %d has %d events and %d watchers that wait, and nothing has happened for long", m.id, st.Pending, st.Lagging)
 	}
 }
 

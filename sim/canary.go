@@ -20,7 +20,7 @@ const (
 	skippedSync   = "skipped-sync"   // the log acknowledges what is not on the disk
 	unaskedRead   = "unasked-read"   // a linearizable read asks nobody whether it is up to date
 	lostEvent     = "lost-event"     // a watcher does not get the event of the compacted revision
-	doubledEntry  = "doubled-entry"  // some puts are applied twice
+	doubledEntry  = "doubled-entry"  // some puts are applied twice, as two commands
 	otherOrder    = "other-order"    // one member makes the puts of some transactions in another order
 	hastyLease    = "hasty-lease"    // the clock of leases goes a third too fast
 	renewedLeases = "renewed-leases" // whoever becomes leader takes every lease for just renewed
@@ -36,34 +36,61 @@ const (
 	deafStream    = "deaf-stream"    // a stream falls silent when there is nothing to send for a while
 )
 
-var canaries = []string{skippedSync, unaskedRead, lostEvent, doubledEntry, otherOrder, hastyLease, renewedLeases, looseSnapshot, forgottenSync, uncutLog, openStream, leftFiles, forgottenVote, earlyCut, revivedLease, hastyBookmark, deafStream}
+// canaries are all of them, and how they are found.
+var canaries = map[string]finding{
+	skippedSync:   {1, []string{"does not start"}},
+	unaskedRead:   {1, []string{"it is stale", "as of the future"}},
+	lostEvent:     {11, []string{"events up to revision"}},
+	doubledEntry:  {1, []string{"events up to revision", "must answer"}},
+	otherOrder:    {6, []string{"the members differ"}},
+	hastyLease:    {1, []string{"after it was renewed"}},
+	renewedLeases: {14, []string{"lives for too long"}},
+	looseSnapshot: {8, []string{"does not start"}},
+	forgottenSync: {73, []string{"does not start"}},
+	uncutLog:      {1, []string{"the log of member"}},
+	openStream:    {1, []string{"streams and"}},
+	leftFiles:     {8, []string{"has left"}},
+	forgottenVote: {1, []string{"and starts in term", "votes for"}},
+	earlyCut:      {7, []string{"its log begins with entry"}},
+	revivedLease:  {1, []string{"whose end had been answered"}},
+	hastyBookmark: {1, []string{"its bookmark is of revision"}},
+	deafStream:    {1, []string{"has not been told of"}},
+}
 
-// doubled has a put applied twice, seldom.
-func (w *world) doubled(entries []machine.Entry) []machine.Entry {
+// finding is how a canary is found.
+type finding struct {
+	seed uint64   // the first that does; it is run first, to save time
+	as   []string // one of which is in what is said then
+}
+
+// doubled has some puts applied twice. It returns which results nobody has asked for.
+func (w *world) doubled(entries []machine.Entry) (_ []machine.Entry, extra []int) {
 	if w.canary != doubledEntry {
-		return entries
+		return entries, nil
 	}
 	entries = slices.Clone(entries)
+	n := 0
 	for i := range entries {
-		for j, c := range entries[i].Commands {
+		e := &entries[i]
+		if e.Change != nil {
+			n++
+			continue
+		}
+		var commands [][]byte
+		for _, c := range e.Commands {
+			commands = append(commands, c)
+			n++
 			r := &pb.InternalRaftRequest{}
 			// Which one must be the same wherever it is applied: only then is it the model that notices.
-			if proto.Unmarshal(c, r) != nil || r.Txn == nil || r.GetHeader().GetID()%50 != 0 {
-				continue
-			}
-			for _, op := range r.Txn.Success {
-				if p := op.GetRequestPut(); p != nil {
-					r.Txn.Success = append(slices.Clone(r.Txn.Success), &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: p}})
-					break
-				}
-			}
-			if b, err := proto.Marshal(r); err == nil {
-				entries[i].Commands = slices.Clone(entries[i].Commands)
-				entries[i].Commands[j] = b
+			if proto.Unmarshal(c, r) == nil && r.Put != nil && r.GetHeader().GetID()%50 == 0 {
+				commands = append(commands, c)
+				extra = append(extra, n)
+				n++
 			}
 		}
+		e.Commands = commands
 	}
-	return entries
+	return entries, extra
 }
 
 // reordered has one member exchange puts that follow each other in a transaction. That changes neither

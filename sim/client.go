@@ -24,7 +24,7 @@ type client struct {
 	// What was answered before the operation under way began: no answer to it may be
 	// from before that.
 	position uint64
-	revision int64
+	known    known
 }
 
 func newClient(w *world, id int) *client {
@@ -34,7 +34,7 @@ func newClient(w *world, id int) *client {
 // answered is the last place in the order of things that any client was told of.
 type answered struct {
 	position uint64
-	revision int64
+	known    known
 }
 
 // someone returns a process that clients reach.
@@ -112,7 +112,7 @@ func (c *client) next() {
 		return
 	}
 	w.lastOp++
-	c.busy, c.position, c.revision = w.lastOp, w.answered.position, w.answered.revision
+	c.busy, c.position, c.known = w.lastOp, w.answered.position, w.answered.known
 	c.on = p
 	op := w.lastOp
 	w.after(requestTime+time.Second, func() {
@@ -140,7 +140,7 @@ var clientKinds = []struct {
 	name  string
 	share int
 }{
-	{"put", 40}, {"delete", 8}, {"txn", 14}, {"read", 15}, {"local", 11}, {"compact", 3}, {"grant", 4}, {"revoke", 1}, {"renew", 4},
+	{"put", 40}, {"delete", 8}, {"txn", 14}, {"read", 12}, {"readtxn", 4}, {"local", 10}, {"compact", 3}, {"grant", 4}, {"revoke", 1}, {"renew", 4},
 }
 
 func (c *client) do(kind string, p *process, op uint64) {
@@ -152,10 +152,10 @@ func (c *client) do(kind string, p *process, op uint64) {
 		c.propose(p, op, &pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: key, RangeEnd: end, PrevKv: c.chance(50)}})
 	case "txn":
 		c.propose(p, op, &pb.InternalRaftRequest{Txn: c.txn(op)})
-	case "read":
-		c.read(p, op, c.rangeRequest(), true)
-	case "local":
-		c.read(p, op, c.rangeRequest(), false)
+	case "read", "local":
+		c.read(p, op, c.reading(c.rangeRequest()), kind == "read")
+	case "readtxn":
+		c.read(p, op, c.readingAll(c.readTxn()), c.chance(70))
 	case "compact":
 		c.compact(p, op)
 	case "grant":
@@ -239,12 +239,16 @@ func (c *client) proposed(p *process, op uint64, r *pb.InternalRaftRequest, res 
 		w.fail("member %d, command %d: %s", p.m.id, op, d)
 		return
 	}
+	if at.revision < c.known.revision {
+		w.fail("command %d is of revision %d, and %d had been answered before it began", op, at.revision, c.known.revision)
+		return
+	}
 	if at.position <= c.position {
 		w.fail("command %d is at %x in the log, and what is at %x had been answered before it began", op, at.position, c.position)
 		return
 	}
 	w.answered.position = max(w.answered.position, at.position)
-	w.answered.revision = max(w.answered.revision, at.revision)
+	w.answered.known.revision = max(w.answered.known.revision, at.revision)
 	if res.Err != nil {
 		w.tally.refused++
 		return
@@ -253,6 +257,7 @@ func (c *client) proposed(p *process, op uint64, r *pb.InternalRaftRequest, res 
 	switch {
 	case r.Compaction != nil:
 		w.tally.compactions++
+		w.answered.known.compacted = max(w.answered.known.compacted, r.Compaction.Revision)
 	case r.LeaseGrant != nil:
 		w.granted(r.LeaseGrant.ID)
 	case r.LeaseRevoke != nil:
@@ -268,12 +273,29 @@ func unknown(err error) bool {
 		func(e error) bool { return errors.Is(err, e) })
 }
 
-// read reads, linearizably or what the member has.
-func (c *client) read(p *process, op uint64, r *pb.RangeRequest, linearizable bool) {
+// reading is something that is read of a process: it returns the revision that it was of, and what is wrong with it.
+type reading func(p *process, k known) (rev int64, wrong string, err error)
+
+func (c *client) reading(r *pb.RangeRequest) reading {
+	return func(p *process, k known) (int64, string, error) {
+		resp, err := p.replica.Machine().KV.Range(context.Background(), r)
+		return resp.GetHeader().GetRevision(), c.w.truth.checkRead(r, resp, err, k), err
+	}
+}
+
+func (c *client) readingAll(r *pb.TxnRequest) reading {
+	return func(p *process, k known) (int64, string, error) {
+		resp, err := p.replica.Machine().KV.ReadTxn(context.Background(), r)
+		return resp.GetHeader().GetRevision(), c.w.truth.checkReadTxn(r, resp, err, k), err
+	}
+}
+
+// read reads, linearizably or what the member has. That does not go back either, while its process lives.
+func (c *client) read(p *process, op uint64, what reading, linearizable bool) {
 	name := fmt.Sprintf("client %d", c.id)
-	after := c.revision
+	k := c.known
 	if !linearizable {
-		after = 0
+		k = known{revision: p.shown}
 	}
 	finish := func(err error) {
 		if c.busy != op || !p.alive() {
@@ -284,13 +306,14 @@ func (c *client) read(p *process, op uint64, r *pb.RangeRequest, linearizable bo
 			c.w.tally.unknown++
 			return
 		}
-		resp, err := p.replica.Machine().KV.Range(context.Background(), r)
-		if d := c.w.truth.checkRead(r, resp, err, after); d != "" {
-			c.w.fail("member %d, linearizable %v, %v: %s", p.m.id, linearizable, r, d)
+		rev, wrong, err := what(p, k)
+		if wrong != "" {
+			c.w.fail("member %d, linearizable %v: %s", p.m.id, linearizable, wrong)
 			return
 		}
+		p.shown = max(p.shown, rev)
 		if err == nil && linearizable {
-			c.w.answered.revision = max(c.w.answered.revision, resp.Header.Revision)
+			c.w.answered.known.revision = max(c.w.answered.known.revision, rev)
 		}
 		c.w.tally.reads++
 	}

@@ -51,7 +51,9 @@ type Disk struct {
 	slow    func(name string, syncs uint64) time.Duration // how long a sync takes
 	beside  func(name string)                             // called when a file is about to be opened for writing, or renamed
 	failure *Failure                                      // what fails; nil for nothing
+	failed  bool                                          // something has failed, or found no room
 	logDied time.Time                                     // when a change of the log failed
+	tell    func(what string)                             // called when something fails, or with the change that a crash comes with
 	forgets bool                                          // who syncs asks again when a sync fails, and is told that all is well
 	tired   bool                                          // reads take time
 }
@@ -60,8 +62,10 @@ type Disk struct {
 // fails has not made durable what was written, and no later one will: the file system
 // takes it for written, and shows it until the next crash of the machine.
 type Failure struct {
+	Err     syscall.Errno
 	Syncs   bool   // these fail, else writes
-	Suffix  string // of files' names
+	Dirs    bool   // of directories, which can be synced alone
+	Suffix  string // of names
 	After   int    // so many succeed before
 	Lasting bool   // all others fail, not only one
 }
@@ -103,7 +107,7 @@ type change struct {
 
 // NewDisk returns an empty disk whose crashes are drawn from a seed.
 func NewDisk(seed uint64) *Disk {
-	return &Disk{rng: rand.New(rand.NewPCG(seed, 1)), root: newDir(), held: map[string]bool{}, room: -1}
+	return &Disk{rng: rand.New(rand.NewPCG(seed, 1)), root: newDir(), held: map[string]bool{}, room: -1, tell: func(string) {}}
 }
 
 func newDir() *node {
@@ -146,7 +150,7 @@ func (d *Disk) Tire() {
 	d.tired = true
 }
 
-// Break has writes or syncs fail; with nil none does any more.
+// Break has writes or syncs fail; with nil none does any more. A failure that is given to one disk after another counts on.
 func (d *Disk) Break(f *Failure) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -160,19 +164,49 @@ func (d *Disk) LogDied() time.Time {
 	return d.logDied
 }
 
-// fails tells whether a write, or a sync, of a file fails. With mu.
-func (d *Disk) fails(name string, sync bool) bool {
+// Failed tells whether something has failed, or found no room: then the process that uses the disk may end of that.
+func (d *Disk) Failed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.failed
+}
+
+// fails returns the error with which a write, or a sync, fails. With mu.
+func (d *Disk) fails(n *node, sync bool) error {
 	x := d.failure
-	if x == nil || x.Syncs != sync || !strings.HasSuffix(name, x.Suffix) {
-		return false
+	if x == nil || x.Syncs != sync || x.Dirs != n.dir || !strings.HasSuffix(n.name, x.Suffix) {
+		return nil
 	}
 	if x.After--; x.After >= 0 || x.After < -1 && !x.Lasting {
-		return false
+		return nil
 	}
-	if strings.HasSuffix(name, ".wal") && d.logDied.IsZero() && !d.forgets {
+	d.failed = true
+	if strings.HasSuffix(n.name, ".wal") && d.logDied.IsZero() && !d.forgets {
 		d.logDied = time.Now()
 	}
-	return true
+	what := "write"
+	if sync {
+		what = "sync"
+	}
+	d.tell(fmt.Sprintf("%v in a %s of %s", x.Err, what, kindOf(n)))
+	return x.Err
+}
+
+// kindOf says what a file or a directory is for.
+func kindOf(n *node) string {
+	switch {
+	case n.dir:
+		return "a directory"
+	case strings.HasSuffix(n.name, ".wal"):
+		return "the log"
+	case strings.HasSuffix(n.name, ".wal.tmp"):
+		return "the next segment"
+	case strings.HasSuffix(n.name, ".sst"):
+		return "a table"
+	case strings.Contains(n.name, ".json"):
+		return "the identity"
+	}
+	return "another file"
 }
 
 // Slow says how long a sync of a file takes, by its name and how often it was
@@ -215,7 +249,7 @@ func (d *Disk) Reboot() *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.room, d.slow, d.beside, d.failure = -1, nil, nil, nil
-	return &Disk{rng: d.rng, root: d.left, held: map[string]bool{}, room: -1, forgets: d.forgets}
+	return &Disk{rng: d.rng, root: d.left, held: map[string]bool{}, room: -1, forgets: d.forgets, tell: d.tell}
 }
 
 // Files returns the paths of all files, in order.
@@ -277,9 +311,12 @@ func (d *Disk) Rot(name string, bit int64) error {
 	return nil
 }
 
-// op notes a change that has just been made. With mu.
-func (d *Disk) op() {
+// op notes a change of n that has just been made. With mu.
+func (d *Disk) op(n *node) {
 	if d.ops++; d.ops == d.crashAt {
+		if d.left == nil {
+			d.tell("a crash in a change of " + kindOf(n))
+		}
 		d.crash()
 	}
 }
@@ -407,7 +444,7 @@ func (d *Disk) change(dir *node, c change) {
 	}
 	c.apply(dir.names)
 	dir.changes = append(dir.changes, c)
-	d.op()
+	d.op(dir)
 }
 
 // write notes and makes a write.
@@ -762,8 +799,9 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 		return 0, syscall.EISDIR
 	case !f.writable:
 		return 0, errReadOnly
-	case d.fails(f.n.name, false):
-		return 0, syscall.EIO
+	}
+	if err := d.fails(f.n, false); err != nil {
+		return 0, err
 	}
 	full := false
 	if grow := off + int64(len(b)) - int64(len(f.n.data)); d.room >= 0 && grow > 0 && f.bulky() {
@@ -775,9 +813,11 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 	}
 	if len(b) > 0 {
 		f.n.write(b, int(off))
-		d.op() // a crash that comes with it may leave any part
+		d.op(f.n) // a crash that comes with it may leave any part
 	}
 	if full {
+		d.failed = true
+		d.tell("no room for " + kindOf(f.n))
 		return len(b), syscall.ENOSPC
 	}
 	return len(b), nil
@@ -787,7 +827,7 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 // survive a failing write of its manifest, but stops where it stands, for ever: a
 // process can be ended then, a bubble of goroutines cannot.
 func (f *file) bulky() bool {
-	return strings.HasSuffix(f.n.name, ".wal") || strings.HasSuffix(f.n.name, ".sst")
+	return strings.Contains(f.n.name, ".wal") || strings.HasSuffix(f.n.name, ".sst")
 }
 
 func (f *file) Sync() error {
@@ -797,19 +837,23 @@ func (f *file) Sync() error {
 	f.n.syncs++
 	d.mu.Unlock()
 	if slow != nil {
-		if d := slow(name, syncs); d > 0 {
-			time.Sleep(d)
+		wait := slow(name, syncs)
+		if wait > electionTicks*tick {
+			d.tell("a sync that takes longer than an election timeout")
+		}
+		if wait > 0 {
+			time.Sleep(wait)
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !f.n.dir && d.fails(f.n.name, true) {
+	if err := d.fails(f.n, true); err != nil {
 		if f.n.writes = nil; d.forgets {
 			return nil
 		}
-		return syscall.EIO
+		return err
 	}
-	d.op() // before: a crash that comes with a sync leaves what it would without
+	d.op(f.n) // before: a crash that comes with a sync leaves what it would without
 	f.n.sync()
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -35,10 +36,12 @@ type plan struct {
 
 	Loss, Double int // percent
 	Ordered      bool
+	Late         bool          // now and then a message comes when its sender may long be something else
 	Slowest      time.Duration // of messages
 	SyncTime     time.Duration
 
 	Changes bool // of the membership
+	Unasked bool // members make no responses that nobody waits for
 
 	Verbose, Trace bool
 }
@@ -53,9 +56,9 @@ func (w *world) drawPlan() plan {
 		FlushEntries: uint64(one(5, 40, 300)), KeepEntries: uint64(one(0, 10, 100)), KeepBytes: int64(one(4<<10, 64<<10)),
 		RingEvents: one(1, 16, 4096), CompactionBatch: one(1, 10, 1000), CompactionSleep: time.Duration(one(0, 5)) * time.Millisecond,
 		Checkpoints: time.Duration(one(200, 1000, 60000)) * time.Millisecond,
-		Loss:        one(0, 0, 1, 5), Double: one(0, 0, 2), Ordered: one(0, 1) == 1, Slowest: time.Duration(one(1, 5, 30)) * time.Millisecond,
+		Loss:        one(0, 0, 1, 5), Double: one(0, 0, 2), Ordered: one(0, 1) == 1, Late: one(0, 0, 1) == 1, Slowest: time.Duration(one(1, 5, 30)) * time.Millisecond,
 		SyncTime: time.Duration(one(200, 1000, 4000)) * time.Microsecond,
-		Changes:  one(0, 1) == 1,
+		Changes:  one(0, 1) == 1, Unasked: one(0, 1) == 1,
 	}
 	if w.until > 0 {
 		p.Faults = min(p.Faults, w.until)
@@ -67,6 +70,7 @@ func (w *world) drawPlan() plan {
 		p.Double = 0
 	}
 	p.Ordered = p.Ordered || !w.has(disorderPart)
+	p.Late = p.Late && !p.Ordered
 	return p
 }
 
@@ -91,6 +95,7 @@ func (w *world) found() {
 func (w *world) newDisk(id uint64) *Disk {
 	d := NewDisk(w.seed ^ id<<40)
 	d.forgets = w.canary == forgottenSync
+	d.tell = func(what string) { w.effects.add(what, 1) }
 	return d
 }
 
@@ -131,7 +136,7 @@ func (w *world) disturb(n int) {
 // faultKinds is what may go wrong. What is to come oftener is there more than once.
 var faultKinds = []func(*fault){
 	(*fault).powerFailure, (*fault).kill, (*fault).crashSoon, (*fault).start, (*fault).start, (*fault).pause, (*fault).skew,
-	(*fault).cut, (*fault).cut, (*fault).heal, (*fault).heal, (*fault).slow, (*fault).drop, (*fault).fill, (*fault).breakDisk,
+	(*fault).cut, (*fault).cut, (*fault).heal, (*fault).heal, (*fault).slow, (*fault).drop, (*fault).fill, (*fault).breakDisk, (*fault).breakDisk,
 	(*fault).reconfigure, (*fault).reconfigure, (*fault).rot,
 }
 
@@ -175,6 +180,7 @@ func (f *fault) skew() {
 	speed := 0.975 + 0.05*f.Float64()
 	f.w.say("the clock of member %d goes at %.3f times its speed", f.m.id, speed)
 	f.m.clock.set(speed)
+	f.w.effects.add("a clock that goes wrong", 1)
 }
 
 func (f *fault) slow() {
@@ -195,9 +201,7 @@ func (f *fault) fill() {
 		return
 	}
 	p, d := m.p, f.between(50*time.Millisecond, time.Second)
-	m.trouble = maxTime(m.trouble, time.Now().Add(d+100*time.Millisecond))
 	w.say("the disk of member %d is full", m.id)
-	w.tally.full++
 	p.disk.SetRoom(int64(f.draw(20 << 10)))
 	w.after(d, func() {
 		if m.p == p {
@@ -206,7 +210,7 @@ func (f *fault) fill() {
 	})
 }
 
-// breakDisk has one write or sync of a disk fail, or all, and mends it again. The member
+// breakDisk has one write or sync of a disk fail, or all for a while. The member
 // may end of that, and must if it was its log; whatever it has acknowledged must be
 // there then.
 func (f *fault) breakDisk() {
@@ -214,17 +218,33 @@ func (f *fault) breakDisk() {
 	if m.p == nil {
 		return
 	}
-	suffix := []string{".wal", ".wal", ".wal.tmp", ".sst", ".json.tmp"}[f.draw(5)]
-	x := Failure{Syncs: f.chance(50), Suffix: suffix, After: f.draw(20), Lasting: f.chance(50)}
+	x := &Failure{Err: syscall.EIO, Syncs: f.chance(50), Lasting: f.chance(50)}
 	d := f.between(50*time.Millisecond, time.Second)
-	m.trouble = maxTime(m.trouble, time.Now().Add(d+100*time.Millisecond))
-	w.say("the disk of member %d is broken for %v: %+v", m.id, d, x)
-	w.tally.broken++
-	m.disk.Break(&x)
-	if x.Lasting {
-		m.failure = &Failure{Syncs: x.Syncs, Suffix: suffix, Lasting: true}
+	switch f.draw(7) {
+	case 0, 1:
+		x.Suffix, x.After = ".wal", f.draw(20)
+	case 2, 3:
+		x.Suffix, x.After = ".wal.tmp", f.draw(2) // one is made now and then
+	case 4:
+		x.Suffix, x.After = ".sst", f.draw(20)
+	case 5:
+		x.Suffix, x.After = ".json.tmp", f.draw(2) // for each snapshot
+	case 6:
+		x.Suffix, x.Syncs, x.Dirs, x.After = []string{"wal", "data"}[f.draw(2)], true, true, f.draw(3)
 	}
-	w.after(d, m.mendDisk)
+	if f.chance(40) && !x.Syncs { // of a file system that finds room for what is overwritten, too
+		x.Err = syscall.ENOSPC
+	}
+	w.say("the disk of member %d is broken for %v: %+v", m.id, d, *x)
+	m.failure = x
+	m.disk.Break(x)
+	if x.Lasting {
+		w.after(d, func() {
+			if m.failure == x {
+				m.mendDisk()
+			}
+		})
+	}
 	if f.chance(50) { // what it could not sync may then still be only in memory
 		w.after(f.between(0, 2*d), func() {
 			if !w.calm {
@@ -272,10 +292,10 @@ func (f *fault) rot() {
 	w.tally.flips++
 	bit := f.Int64N(8 * m.firm(name))
 	w.say("bit %d of %s of member %d flips", bit, name, m.id)
+	m.rotten, m.logRotten = true, strings.HasSuffix(name, ".wal") && m.framed(name, int(bit/8))
 	if err := m.disk.Rot(name, bit); err != nil {
 		w.fail("%v", err)
 	}
-	m.rotten = true
 }
 
 // firm returns how many bytes of a file are such that damage to them can be told from
@@ -283,7 +303,6 @@ func (f *fault) rot() {
 // if its write had been torn, and what it says may have been promised. Behind it there
 // may be one that was torn, so it is the last two that stay whole.
 func (m *member) firm(name string) int64 {
-	const header, frameHeader, align = 64, 16, 8
 	if !strings.HasSuffix(name, ".wal") {
 		return m.disk.Size(name)
 	}
@@ -291,17 +310,35 @@ func (m *member) firm(name string) int64 {
 	if slices.ContainsFunc(files, func(other string) bool { return strings.HasSuffix(other, ".wal") && other > name }) {
 		return m.disk.Size(name)
 	}
-	b := m.disk.Bytes(name)
-	var last, before int
-	for at := header; at+frameHeader <= len(b); {
+	frames := frames(m.disk.Bytes(name))
+	if len(frames) < 2 {
+		return 0
+	}
+	return int64(frames[len(frames)-2].from)
+}
+
+// framed tells whether a byte of the log is in its header or in a frame, not behind that.
+func (m *member) framed(name string, at int) bool {
+	return at < segmentHeader || slices.ContainsFunc(frames(m.disk.Bytes(name)), func(f frame) bool { return f.from <= at && at < f.to })
+}
+
+// frame is where one is in a segment of the log, without what aligns the next one.
+type frame struct{ from, to int }
+
+const segmentHeader = 64
+
+// frames returns where the frames of a segment are, as docs/format-wal.md has it.
+func frames(b []byte) (all []frame) {
+	const header, align = 16, 8
+	for at := segmentHeader; at+header <= len(b); {
 		length := int(binary.LittleEndian.Uint32(b[at:]))
 		if length == 0 || length > len(b) {
 			break
 		}
-		last, before = at, last
-		at += (frameHeader + length + align - 1) / align * align
+		all = append(all, frame{at, at + header + length})
+		at += (header + length + align - 1) / align * align
 	}
-	return int64(before)
+	return all
 }
 
 // lose gives up a member whose data is damaged.
@@ -350,6 +387,9 @@ func (f *fault) cut() {
 		}
 	}
 	w.say("cut %v", cut)
+	if slices.ContainsFunc(cut, func(l [2]uint64) bool { return !slices.Contains(cut, [2]uint64{l[1], l[0]}) }) {
+		w.effects.add("a cut in one direction", 1)
+	}
 	w.tally.cuts++
 	w.lock.Lock()
 	defer w.lock.Unlock()
@@ -371,7 +411,7 @@ func (w *world) mend() {
 	w.say("all is mended")
 	w.calm = true
 	w.heal()
-	w.net.loss, w.net.double = 0, 0
+	w.net.loss, w.net.double, w.net.late = 0, 0, false
 	for _, m := range w.inOrder() {
 		m.paused, m.syncTime = false, w.plan.SyncTime
 		m.clock.set(1)

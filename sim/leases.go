@@ -77,14 +77,22 @@ func (c *client) renew(op uint64) {
 		c.later()
 		return
 	}
-	asked := time.Now()
+	asked, atOnce := time.Now(), c.chance(50)
 	name := fmt.Sprintf("client %d", c.id)
 	ended := l.ended
 	done := w.reigns.renews(l.id)
 	w.ending.Go(func() { // until answered, or the time is over
 		ctx, cancel := context.WithTimeout(to.ctx, requestTime)
 		defer cancel()
-		ttl, err := to.lessor.Renew(ctx, l.id)
+		var ttl int64
+		var err error
+		renewed := false
+		if atOnce {
+			ttl, renewed = to.lessor.RenewNow(l.id)
+		}
+		if !renewed {
+			ttl, err = to.lessor.Renew(ctx, l.id)
+		}
 		done()
 		w.post(name, func() {
 			if c.busy != op || !to.alive() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,20 +39,20 @@ const (
 // member is one machine of the cluster: its disk, and the process on it while
 // there is one.
 type member struct {
-	w        *world
-	id       uint64
-	founding *replica.Founding
-	disk     *Disk
-	p        *process // nil while none runs; changed with world.lock held
-	promise  promise  // what it has told others
-	opening  bool     // somebody has started it
-	gone     bool     // removed from the cluster, or its data is lost
-	rotten   bool     // a bit of its data has flipped
-	paused   bool
-	clock    *clock
-	syncTime time.Duration // what a sync takes at most
-	trouble  time.Time     // until when its process may end, for its disk is full or broken
-	failure  *Failure      // how its disk is broken for good, until that is mended
+	w         *world
+	id        uint64
+	founding  *replica.Founding
+	disk      *Disk
+	p         *process // nil while none runs; changed with world.lock held
+	promise   promise  // what it has told others
+	opening   bool     // somebody has started it
+	gone      bool     // removed from the cluster, or its data is lost
+	rotten    bool     // a bit of its data has flipped
+	logRotten bool     // in its log
+	paused    bool
+	clock     *clock
+	syncTime  time.Duration // what a sync takes at most
+	failure   *Failure      // how its disk is broken, until that is mended
 }
 
 // process is one run of a member.
@@ -64,6 +65,7 @@ type process struct {
 	node    *consensus.Node
 	lessor  *lessor.Lessor
 	planned [consensus.Turns]bool
+	shown   int64          // the newest revision that a read of it was of
 	turns   sync.WaitGroup // under way
 	trims   atomic.Bool    // one of them trims the log
 	besides int            // calls of prepare; of the turn of the log
@@ -94,15 +96,40 @@ func (m *member) start() {
 		p := &process{m: m, disk: m.disk}
 		p.ctx, p.cancel = context.WithCancel(context.Background())
 		m.disk.Slow(m.latency)
-		if m.failure != nil {
-			x := *m.failure
-			m.disk.Break(&x)
+		if !m.w.calm && m.w.has(startsPart) {
+			m.troubleStart()
 		}
+		m.disk.Break(m.failure)
 		m.w.opening.Go(func() { // ends when the member is open
-			err := p.open()
+			err := caught(p.open)
 			m.w.post(fmt.Sprintf("open %d", m.id), func() { m.opened(p, err) })
 		})
 	})
+}
+
+// troubleStart has some starts end in a crash, or meet a disk that fails.
+func (m *member) troubleStart() {
+	switch d := m.w.draw(100); {
+	case d < 20:
+		m.disk.CrashAfter(1 + uint64(m.w.draw(70)))
+	case d < 25 && m.failure == nil:
+		m.failure = m.w.onStart()
+	}
+}
+
+// onStart draws how a disk fails once, with what is written at a start or when a snapshot has come.
+func (w *world) onStart() *Failure {
+	x := &Failure{Err: syscall.EIO, Suffix: ".json.tmp", Syncs: w.chance(50), After: w.draw(2)}
+	switch w.draw(4) {
+	case 0:
+		x.Suffix, x.After = ".wal.tmp", w.draw(3)
+	case 1:
+		x.Suffix, x.Syncs, x.Dirs, x.After = []string{"wal", "data"}[w.draw(2)], true, true, w.draw(4)
+	}
+	if !x.Syncs && w.chance(50) {
+		x.Err = syscall.ENOSPC
+	}
+	return x
 }
 
 // prepare has the next segment of the log prepared at a moment at which the last one is just being made of it: a turn that trims the
@@ -137,6 +164,7 @@ func (m *member) opened(p *process, err error) {
 	switch {
 	case p.disk.Crashed():
 		m.w.say("member %d crashed while it started: %v", m.id, err)
+		m.w.effects.add("a crash in a start", 1)
 		if err == nil {
 			p.end()
 		}
@@ -149,13 +177,16 @@ func (m *member) opened(p *process, err error) {
 	case err != nil && m.rotten:
 		m.lose(err)
 		return
-	case errors.Is(err, syscall.EIO) && time.Now().Before(m.trouble):
+	case err != nil && p.mayEnd(err):
 		m.w.say("member %d does not start: %v", m.id, err)
 		p.disk.Kill()
 		m.disk = p.disk.Reboot()
 		return
 	case err != nil:
 		m.w.fail("member %d does not start: %v", m.id, err)
+		return
+	case m.logRotten:
+		m.w.fail("member %d runs with a damaged log", m.id)
 		return
 	}
 	m.checkPromise(p)
@@ -222,7 +253,11 @@ func (p *process) open() (err error) {
 		p.lessor.Close()
 		return errors.Join(err, p.replica.Close(false), p.data.Close())
 	}
-	p.group.Go(p.lead) // until cancel
+	p.group.Go(func() { // until cancel
+		if err := caught(func() error { p.lead(); return nil }); err != nil {
+			m.w.truth.fail("member %d: %v", m.id, err)
+		}
+	})
 	return nil
 }
 
@@ -418,9 +453,13 @@ func (t tapped) DurableIndex() (uint64, error) {
 
 func (t tapped) Apply(entries []machine.Entry) ([]machine.Result, error) {
 	for i := range entries {
-		entries[i].Unasked = false // the model compares what everybody has got
+		entries[i].Unasked = entries[i].Unasked && t.p.m.w.plan.Unasked
 	}
-	results, err := t.Replica.Apply(t.p.reordered(t.p.m.w.doubled(entries)))
+	doubled, extra := t.p.m.w.doubled(entries)
+	results, err := t.Replica.Apply(t.p.reordered(doubled))
+	for _, i := range slices.Backward(extra) {
+		results = slices.Delete(results, i, i+1)
+	}
 	if err == nil && t.p.alive() {
 		t.p.m.w.truth.applied(t.p, entries, results)
 	}
@@ -488,7 +527,7 @@ func (m *member) take(p *process, t consensus.Turn) {
 		return
 	}
 	p.turns.Go(func() { // ends with the turn
-		err := p.takeTurn(t)
+		err := caught(func() error { return p.takeTurn(t) })
 		m.w.post(fmt.Sprintf("turn %d %d", m.id, t), func() {
 			p.planned[t] = false
 			if m.p == p && p.alive() && err != nil {
@@ -498,14 +537,17 @@ func (m *member) take(p *process, t consensus.Turn) {
 	})
 }
 
-// takeTurn makes an error of a panic, so that the world can tell how it came to it.
-func (p *process) takeTurn(t consensus.Turn) (err error) {
+// caught makes an error of a panic, so that the world can tell how it came to it.
+func caught(f func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
-			p.m.trouble = time.Time{}
 		}
 	}()
+	return f()
+}
+
+func (p *process) takeTurn(t consensus.Turn) error {
 	if t == consensus.TurnTrim {
 		p.trims.Store(true)
 		defer p.trims.Store(false)
@@ -552,11 +594,16 @@ func (m *member) ended(p *process, err error) {
 		m.lose(err)
 		return
 	}
-	if time.Now().After(m.trouble) {
+	if !p.mayEnd(err) {
 		m.w.fail("member %d has stopped: %v", m.id, err)
 	}
 	p.disk.Kill()
 	m.drop()
+}
+
+// mayEnd tells whether a process may end with an error: of a disk that has failed.
+func (p *process) mayEnd(err error) bool {
+	return p.disk.Failed() && (errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOSPC))
 }
 
 // kill ends the process; with power, the whole machine.

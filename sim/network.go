@@ -24,7 +24,11 @@ type network struct {
 	double  int                     // percent
 	ordered bool                    // a link keeps its messages in order, but for those that come twice
 	slowest time.Duration
+	late    bool // a few take up to latest
 }
+
+// latest is when what a connection has kept comes at last: its sender may have led terms ago.
+const latest = 3 * time.Second
 
 // send takes the messages of a member. What is lost its sender hears of, as the
 // end of a connection tells it.
@@ -37,6 +41,7 @@ func (n *network) send(from *process, ms []*pb.Message) {
 		n.promised(from.m, m)
 		link := [2]uint64{from.m.id, m.GetTo()}
 		if n.cut[link] || n.w.chance(n.loss) {
+			n.w.effects.add("a message that is lost", 1)
 			n.w.after(n.w.between(0, 20*time.Millisecond), func() {
 				if from.alive() {
 					from.node.Unreachable(m.GetTo())
@@ -47,17 +52,26 @@ func (n *network) send(from *process, ms []*pb.Message) {
 		m := proto.CloneOf(m)
 		n.deliver(link, m)
 		if n.w.chance(n.double) {
+			n.w.effects.add("a message that comes twice", 1)
 			n.deliver(link, proto.CloneOf(m))
 		}
 	}
 }
 
 func (n *network) deliver(link [2]uint64, m *pb.Message) {
-	at := time.Now().Add(n.w.between(50*time.Microsecond, n.slowest))
+	slowest := n.slowest
+	if n.late && n.w.chance(1) {
+		slowest = latest
+	}
+	at := time.Now().Add(n.w.between(50*time.Microsecond, slowest))
 	if n.ordered && at.Before(n.last[link]) {
 		at = n.last[link]
 	}
+	if at.Before(n.last[link]) {
+		n.w.effects.add("a message that overtakes another", 1)
+	}
 	n.last[link] = at
+	sent := time.Now()
 	n.w.after(time.Until(at), func() {
 		if n.cut[link] {
 			return
@@ -65,6 +79,9 @@ func (n *network) deliver(link [2]uint64, m *pb.Message) {
 		to := n.w.members[link[1]]
 		if to == nil || to.p == nil || !to.p.alive() {
 			return
+		}
+		if time.Since(sent) > electionTicks*tick {
+			n.w.effects.add("a message that is late", 1)
 		}
 		to.p.node.Receive(m)
 	})
@@ -90,8 +107,12 @@ func (n *network) sendSnapshot(from *process, m *pb.Message) {
 	m = proto.CloneOf(m)
 	name := fmt.Sprintf("snapshot %d-%d", from.m.id, to)
 	pause := n.w.between(500*time.Microsecond, 10*time.Millisecond)
+	trouble := func(*Disk) {} // of the receiver, when all files have come
+	if !n.w.calm && n.w.has(installsPart) {
+		trouble = n.troubleInstall()
+	}
 	from.group.Go(func() { // ends with the transfer
-		err := n.transfer(from, to, m, pause)
+		err := n.transfer(from, to, m, pause, trouble)
 		n.w.post(name, func() {
 			n.w.say("%s: index %d, %v", name, m.GetSnapshot().GetMetadata().GetIndex(), err)
 			if err == nil {
@@ -104,6 +125,22 @@ func (n *network) sendSnapshot(from *process, m *pb.Message) {
 	})
 }
 
+// troubleInstall draws what goes wrong while a snapshot is installed.
+func (n *network) troubleInstall() func(*Disk) {
+	switch d := n.w.draw(100); {
+	case d < 10:
+		after := 1 + uint64(n.w.draw(40))
+		return func(d *Disk) {
+			n.w.effects.add("a crash ordered for an installation", 1)
+			d.CrashAfter(after)
+		}
+	case d < 20:
+		x := n.w.onStart()
+		return func(d *Disk) { d.Break(x) }
+	}
+	return func(*Disk) {}
+}
+
 // errCut ends a transfer.
 var errCut = fmt.Errorf("sim: the connection is broken")
 
@@ -111,7 +148,7 @@ var errCut = fmt.Errorf("sim: the connection is broken")
 // what the engine has just been doing.
 const transferPauses = 8
 
-func (n *network) transfer(from *process, id uint64, m *pb.Message, pause time.Duration) error {
+func (n *network) transfer(from *process, id uint64, m *pb.Message, pause time.Duration, trouble func(*Disk)) error {
 	c, err := from.replica.Take()
 	if err != nil {
 		return err
@@ -140,6 +177,7 @@ func (n *network) transfer(from *process, id uint64, m *pb.Message, pause time.D
 		to.replica.Abort(dir)
 		return err
 	}
+	trouble(to.disk)
 	return to.replica.Complete(c.Index, dir, func() (bool, error) { return to.node.ReceiveSnapshot(context.Background(), m) })
 }
 

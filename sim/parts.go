@@ -47,6 +47,8 @@ const (
 	lossPart     = "loss" // of messages
 	doublingPart = "doubling"
 	disorderPart = "disorder"
+	startsPart   = "starts"   // that end in a crash
+	installsPart = "installs" // of snapshots, that do
 )
 
 // numbered names a part that has a number.
@@ -154,7 +156,7 @@ func (w *world) parts() (names []string) {
 	for _, k := range clientKinds {
 		names = append(names, k.name)
 	}
-	names = append(names, lossPart, doublingPart, disorderPart)
+	names = append(names, lossPart, doublingPart, disorderPart, startsPart, installsPart)
 	return slices.DeleteFunc(names, func(name string) bool { return w.without[name] })
 }
 

@@ -95,6 +95,9 @@ func (t *truth) applied(p *process, entries []machine.Entry, results []machine.R
 			continue
 		}
 		for j, want := range t.entries[n].outcomes {
+			if e.Unasked {
+				want.resp = nil
+			}
 			if d := differs(results[j].Response, results[j].Err, want.resp, want.err); d != "" {
 				t.fail("member %d, entry %d, command %d: %s", p.m.id, e.Index, j, d)
 				return
@@ -165,38 +168,68 @@ func (t *truth) compacted() int64 {
 	return t.model.compact
 }
 
-// checkRead says what is wrong with the answer to a range. after is the revision
-// that it must not be behind.
-func (t *truth) checkRead(r *pb.RangeRequest, resp *pb.RangeResponse, err error, after int64) string {
+// known is what a read must know: what had been answered before it began.
+type known struct {
+	revision  int64
+	compacted int64 // what is older must be refused
+}
+
+// checkRead says what is wrong with the answer to a range.
+func (t *truth) checkRead(r *pb.RangeRequest, resp *pb.RangeResponse, err error, k known) string {
+	if err == nil && r.Revision > 0 && r.Revision < k.compacted {
+		return fmt.Sprintf("a read of revision %d is answered, and the compaction of %d had been before it began", r.Revision, k.compacted)
+	}
+	return t.checkAnswer(resp.GetHeader(), err, []int64{r.Revision}, k, func(m *model, rev int64) string {
+		want, wantErr := m.read(r, rev)
+		return differs(resp, nil, want, wantErr)
+	})
+}
+
+// checkReadTxn does so of a transaction that only reads.
+func (t *truth) checkReadTxn(r *pb.TxnRequest, resp *pb.TxnResponse, err error, k known) string {
+	var revs []int64
+	for _, op := range slices.Concat(r.Success, r.Failure) {
+		revs = append(revs, op.GetRequestRange().Revision)
+	}
+	return t.checkAnswer(resp.GetHeader(), err, revs, k, func(m *model, rev int64) string {
+		defer func(rev int64) { m.rev = rev }(m.rev)
+		m.rev = rev
+		want, wantErr := m.txn(r)
+		return differs(resp, nil, want, wantErr)
+	})
+}
+
+// checkAnswer says what is wrong with an answer to what reads some revisions, 0 for the newest. Of what is answered
+// right says that.
+func (t *truth) checkAnswer(h *pb.ResponseHeader, err error, of []int64, k known, right func(m *model, rev int64) string) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
 	case errors.Is(err, mvcc.ErrCompacted):
-		if r.Revision == 0 || r.Revision >= t.model.compact {
-			return fmt.Sprintf("a read of revision %d is refused as compacted, and the compaction is of %d", r.Revision, t.model.compact)
+		if !slices.ContainsFunc(of, func(rev int64) bool { return rev > 0 && rev < t.model.compact }) {
+			return fmt.Sprintf("a read of revisions %d is refused as compacted, and the compaction is of %d", of, t.model.compact)
 		}
+		t.w.effects.add("a read that is refused as compacted", 1)
 		return ""
 	case errors.Is(err, mvcc.ErrFutureRev):
-		if r.Revision <= after {
-			return fmt.Sprintf("a read of revision %d is refused as of the future, after %d", r.Revision, after)
+		if slices.Max(of) <= k.revision {
+			return fmt.Sprintf("a read of revisions %d is refused as of the future, after %d", of, k.revision)
 		}
+		t.w.effects.add("a read that is refused as of the future", 1)
 		return ""
 	case err != nil:
 		return err.Error()
 	}
-	rev := resp.Header.Revision
-	if rev < after {
-		return fmt.Sprintf("a read is of revision %d, when %d had been answered before it began: it is stale", rev, after)
+	rev := h.Revision
+	if rev < k.revision {
+		return fmt.Sprintf("a read is of revision %d, when %d had been answered before it began: it is stale", rev, k.revision)
 	}
 	if rev > t.model.rev {
 		return fmt.Sprintf("a read is of revision %d, and nobody has applied more than %d", rev, t.model.rev)
 	}
-	unlimited := proto.CloneOf(r)
-	compact := t.model.compact
+	defer func(compact int64) { t.model.compact = compact }(t.model.compact)
 	t.model.compact = -1 // what is answered must be right, even if it could have been refused
-	want, wantErr := t.model.read(unlimited, rev)
-	t.model.compact = compact
-	return differs(resp, nil, want, wantErr)
+	return right(t.model, rev)
 }
 
 // eventsOf returns what a watcher of a range is to be told of the revisions from

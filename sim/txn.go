@@ -87,6 +87,20 @@ func putBy(r *pb.TxnRequest) (keys [][]byte) {
 	return keys
 }
 
+// readTxn draws a transaction that only reads.
+func (c *client) readTxn() *pb.TxnRequest {
+	r := &pb.TxnRequest{}
+	for range c.draw(3) {
+		r.Compare = append(r.Compare, c.compare())
+	}
+	for _, ops := range []*[]*pb.RequestOp{&r.Success, &r.Failure} {
+		for range 1 + c.draw(3) {
+			*ops = append(*ops, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: c.rangeRequest()}})
+		}
+	}
+	return r
+}
+
 func (c *client) compare() *pb.Compare {
 	m := &pb.Compare{Key: c.key(), Result: pb.Compare_CompareResult(c.draw(4))}
 	if c.chance(20) {

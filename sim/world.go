@@ -71,12 +71,28 @@ type world struct {
 	kind     string        // of that failure
 	failedAt time.Duration // when
 	tally    tally
+	effects  effects
 }
 
 // tally counts what a run has seen: a run in which nothing happens proves nothing.
 type tally struct {
-	crashes, kills, pauses, cuts, snapshots, restarts, changes, full, broken, flips, rot int
-	acked, unknown, refused, reads, events, progress, expired, gone, compactions         int
+	crashes, kills, pauses, cuts, snapshots, restarts, changes, flips, rot       int
+	acked, unknown, refused, reads, events, progress, expired, gone, compactions int
+}
+
+// effects count what faults have done, by what it is. It may be told by any goroutine.
+type effects struct {
+	mu sync.Mutex
+	n  map[string]int // Guarded by mu.
+}
+
+func (e *effects) add(what string, n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.n == nil {
+		e.n = map[string]int{}
+	}
+	e.n[what] += n
 }
 
 // event is something that will happen.
