@@ -28,6 +28,7 @@ const (
 	openStream    = "open-stream"    // the stream of a watcher that has left stays
 	leftFiles     = "left-files"     // what a snapshot was sent from stays
 	forgottenSync = "forgotten-sync" // a sync that failed is tried again, and succeeds
+	ignoredFull   = "ignored-full"   // the log takes what found no room for written
 	looseSnapshot = "loose-snapshot" // the files of a received snapshot are not synced
 	forgottenVote = "forgotten-vote" // whoever starts does not know whom it has voted for
 	earlyCut      = "early-cut"      // the log is cut up to what is applied, on the disk or not
@@ -46,6 +47,7 @@ var canaries = map[string]finding{
 	hastyLease:    {1, []string{"after it was renewed"}},
 	renewedLeases: {14, []string{"lives for too long"}},
 	looseSnapshot: {8, []string{"does not start"}},
+	ignoredFull:   {146, []string{"and starts with entry", "does not start"}},
 	forgottenSync: {73, []string{"does not start"}},
 	uncutLog:      {1, []string{"the log of member"}},
 	openStream:    {1, []string{"streams and"}},
@@ -54,7 +56,7 @@ var canaries = map[string]finding{
 	earlyCut:      {7, []string{"its log begins with entry"}},
 	revivedLease:  {1, []string{"whose end had been answered"}},
 	hastyBookmark: {1, []string{"its bookmark is of revision"}},
-	deafStream:    {1, []string{"has not been told of"}},
+	deafStream:    {1, []string{"has not been told of", "events and"}},
 }
 
 // finding is how a canary is found.

@@ -95,6 +95,7 @@ func (w *world) found() {
 func (w *world) newDisk(id uint64) *Disk {
 	d := NewDisk(w.seed ^ id<<40)
 	d.forgets = w.canary == forgottenSync
+	d.hides = w.canary == ignoredFull
 	d.tell = func(what string) { w.effects.add(what, 1) }
 	return d
 }
