@@ -165,6 +165,13 @@ func (d *Disk) LogDied() time.Time {
 	return d.logDied
 }
 
+// Spent tells whether a failure that this disk has will not come any more.
+func (d *Disk) Spent(f *Failure) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !f.Lasting && f.After < 0
+}
+
 // Failed tells whether something has failed, or found no room: then the process that uses the disk may end of that.
 func (d *Disk) Failed() bool {
 	d.mu.Lock()
@@ -182,6 +189,7 @@ func (d *Disk) fails(n *node, sync bool) error {
 		return nil
 	}
 	d.failed = true
+	d.tell("a disk that fails")
 	if strings.HasSuffix(n.name, ".wal") && d.logDied.IsZero() && !d.forgets && !d.hides {
 		d.logDied = time.Now()
 	}
@@ -821,6 +829,7 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 	}
 	if full {
 		d.failed = true
+		d.tell("a disk that is full")
 		d.tell("no room for " + kindOf(f.n))
 		return len(b), syscall.ENOSPC
 	}

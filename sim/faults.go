@@ -293,7 +293,7 @@ func (f *fault) rot() {
 	w.tally.flips++
 	bit := f.Int64N(8 * m.firm(name))
 	w.say("bit %d of %s of member %d flips", bit, name, m.id)
-	m.rotten, m.logRotten = true, strings.HasSuffix(name, ".wal") && m.framed(name, int(bit/8))
+	m.rotten, m.logRotten = true, strings.HasSuffix(name, ".wal") && m.framed(name, int(bit/8)) && !m.superseded(name)
 	if err := m.disk.Rot(name, bit); err != nil {
 		w.fail("%v", err)
 	}
@@ -321,6 +321,18 @@ func (m *member) firm(name string) int64 {
 // framed tells whether a byte of the log is in its header or in a frame, not behind that.
 func (m *member) framed(name string, at int) bool {
 	return at < segmentHeader || slices.ContainsFunc(frames(m.disk.Bytes(name)), func(f frame) bool { return f.from <= at && at < f.to })
+}
+
+// superseded tells whether a segment of the log is before one that a reset has begun: it is not looked at, but removed.
+func (m *member) superseded(name string) bool {
+	const flags, reset = 56, 1
+	return slices.ContainsFunc(m.disk.Files(), func(other string) bool {
+		if !strings.HasSuffix(other, ".wal") || other <= name {
+			return false
+		}
+		b := m.disk.Bytes(other)
+		return len(b) > flags && b[flags]&reset != 0
+	})
 }
 
 // frame is where one is in a segment of the log, without what aligns the next one.
@@ -410,17 +422,17 @@ func (w *world) heal() {
 // mend ends all faults and has every member run.
 func (w *world) mend() {
 	w.say("all is mended")
+	w.lock.Lock()
 	w.calm = true
+	w.lock.Unlock()
 	w.heal()
 	w.net.loss, w.net.double, w.net.late = 0, 0, false
 	for _, m := range w.inOrder() {
 		m.paused, m.syncTime = false, w.plan.SyncTime
 		m.clock.set(1)
 		m.mendDisk()
-		if m.p != nil {
-			m.p.disk.SetRoom(-1)
-			m.p.disk.CrashAfter(0)
-		}
+		m.disk.SetRoom(-1)
+		m.disk.CrashAfter(0)
 		m.start()
 	}
 }

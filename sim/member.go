@@ -112,7 +112,7 @@ func (m *member) troubleStart() {
 	switch d := m.w.draw(100); {
 	case d < 20:
 		m.disk.CrashAfter(1 + uint64(m.w.draw(70)))
-	case d < 25 && m.failure == nil:
+	case d < 25 && (m.failure == nil || m.disk.Spent(m.failure)):
 		m.failure = m.w.onStart()
 	}
 }
@@ -174,7 +174,7 @@ func (m *member) opened(p *process, err error) {
 		m.w.say("member %d has been removed", m.id)
 		m.gone = true
 		return
-	case err != nil && m.rotten:
+	case err != nil && m.rotten && !strings.HasPrefix(err.Error(), "panic"):
 		m.lose(err)
 		return
 	case err != nil && p.mayEnd(err):
@@ -187,6 +187,7 @@ func (m *member) opened(p *process, err error) {
 		return
 	case m.logRotten:
 		m.w.fail("member %d runs with a damaged log", m.id)
+		p.end()
 		return
 	}
 	m.checkPromise(p)

@@ -177,7 +177,11 @@ func (n *network) transfer(from *process, id uint64, m *pb.Message, pause time.D
 		to.replica.Abort(dir)
 		return err
 	}
-	trouble(to.disk)
+	n.w.lock.Lock() // mend takes back what was ordered before it
+	if !n.w.calm {
+		trouble(to.disk)
+	}
+	n.w.lock.Unlock()
 	return to.replica.Complete(c.Index, dir, func() (bool, error) { return to.node.ReceiveSnapshot(context.Background(), m) })
 }
 

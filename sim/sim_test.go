@@ -132,7 +132,7 @@ var effectsOf = map[int][]string{
 	20: {
 		"a message that is lost", "a message that comes twice", "a message that overtakes another", "a cut in one direction",
 		"a clock that goes wrong", "a sync that takes longer than an election timeout",
-		"a crash in a start", "a crash in a change of a directory", "a crash in a change of the log",
+		"a disk that fails", "a disk that is full", "a crash in a start", "a crash in a change of a directory", "a crash in a change of the log",
 		"a read that is refused as compacted", "a read that is refused as of the future",
 	},
 	1000: {
@@ -218,6 +218,11 @@ func run(t *testing.T, c course) *world {
 	w := &world{course: c, draws: drawsOf(c.seed, "world"), members: map[uint64]*member{}, leases: map[int64]*leaseOwner{}, leaving: map[uint64]int{}}
 	w.plan = w.drawPlan()
 	w.plan.Verbose, w.plan.Trace = *verbose, *trace
+	defer func() {
+		if r := recover(); r != nil { // of what a process that panics leaves in the bubble
+			panic(fmt.Sprintf("%v\n%s\nreplay: %s", r, w.failed, c))
+		}
+	}()
 	synctest.Test(t, func(t *testing.T) {
 		w.t, w.began = t, time.Now()
 		w.zap = zap.NewNop()

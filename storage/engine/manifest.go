@@ -20,8 +20,15 @@ import (
 // if there were tables then; the second is the first that says which sequence numbers have been given: without it, what is written next
 // would be hidden by what is older.
 
-// searched bounds how far behind a record that cannot be read another one is looked for. Records are of some KiB.
-const searched = 64 << 10
+// A record is made of chunks, and each of them is in one block, as in LevelDB's logs
+// (https://github.com/google/leveldb/blob/main/doc/log_format.md): checksum, length, and a type of which two begin a record. What is
+// left of a block that has no room for a chunk's header is zero.
+const (
+	blockBytes  = 32 << 10
+	chunkHeader = 7
+	chunkFull   = 1
+	chunkFirst  = 2
+)
 
 // checkManifest returns how many records the manifest of the engine in dir has, and refuses one that is damaged before
 // its last. It returns -1 if there is no engine.
@@ -57,14 +64,23 @@ func checkManifest(fsys vfs.FS, dir string) (records int, err error) {
 	if err != io.EOF && !record.IsInvalidRecord(err) {
 		return records, err
 	}
-	rest := make([]byte, min(info.Size()-next, searched))
+	next = afterPadding(next)
+	rest := make([]byte, max(info.Size()-next, 0))
 	if _, err := f.ReadAt(rest, next); err != nil && err != io.EOF {
 		return records, err
 	}
-	if records == 0 || holdsRecord(rest) {
+	if records == 0 || holdsRecords(rest, next) {
 		return records, fmt.Errorf("%s is damaged at byte %d", desc.ManifestFilename, next)
 	}
 	return records, nil
+}
+
+// afterPadding returns where a chunk begins that is not before at.
+func afterPadding(at int64) int64 {
+	if left := blockBytes - at%blockBytes; left < chunkHeader {
+		return at + left
+	}
+	return at
 }
 
 // readRecord reads the next record and forgets it.
@@ -76,24 +92,48 @@ func readRecord(r *record.Reader) error {
 	return err
 }
 
-// holdsRecord tells whether a record begins anywhere in b but at its begin. The reader is no help there, for it tries out which flipped bit
-// may have damaged each thing that it takes for a record.
-func holdsRecord(b []byte) bool {
-	// As in LevelDB's logs (https://github.com/google/leveldb/blob/main/doc/log_format.md): checksum, length, and a type of which
-	// two are of a record's begin.
-	const header, full, first = 7, 1, 2
-	for at := 1; at+header <= len(b); at++ {
-		h := b[at : at+header]
-		size := int(binary.LittleEndian.Uint16(h[4:]))
-		if kind := h[6]; kind != full && kind != first || size == 0 || at+header+size > len(b) {
-			continue
-		}
-		sum := crc32.Checksum(b[at+header-1:at+header+size], castagnoli)
-		if binary.LittleEndian.Uint32(h) == bits.RotateLeft32(sum, 17)+0xa282ead8 {
+// holdsRecords tells whether from some place in b on, which is not its begin, there are whole records and nothing else. b is the end of a
+// file, from the byte from on.
+func holdsRecords(b []byte, from int64) bool {
+	for at := 1; at < len(b); at++ {
+		if kind, n := chunk(b[at:], from+int64(at)); (kind == chunkFull || kind == chunkFirst) && chunksOnly(b[at+n:], from+int64(at+n)) {
 			return true
 		}
 	}
 	return false
+}
+
+// chunksOnly tells whether b consists of chunks.
+func chunksOnly(b []byte, from int64) bool {
+	for len(b) > 0 {
+		if padding := afterPadding(from) - from; padding > 0 {
+			b, from = b[min(padding, int64(len(b))):], from+padding
+			continue
+		}
+		_, n := chunk(b, from)
+		if n == 0 {
+			return false
+		}
+		b, from = b[n:], from+int64(n)
+	}
+	return true
+}
+
+// chunk returns the type and the length of the chunk that b begins with, 0 if that is none. It is not the reader of Pebble that
+// looks for one: that tries out which bit may have flipped in each thing that it takes for one.
+func chunk(b []byte, from int64) (kind byte, n int) {
+	if len(b) < chunkHeader {
+		return 0, 0
+	}
+	n = chunkHeader + int(binary.LittleEndian.Uint16(b[4:]))
+	if kind = b[6]; kind == 0 || kind > 4 || n > len(b) || int64(n) > blockBytes-from%blockBytes {
+		return 0, 0
+	}
+	sum := crc32.Checksum(b[6:n], castagnoli)
+	if binary.LittleEndian.Uint32(b) != bits.RotateLeft32(sum, 17)+0xa282ead8 {
+		return 0, 0
+	}
+	return kind, n
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

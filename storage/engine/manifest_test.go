@@ -127,3 +127,55 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// Records of any size lie anywhere in the blocks of 32 KiB: what can be missing is the last one, and a damaged one before it is
+// found, however long it is.
+func TestManifestOfLongRecords(t *testing.T) {
+	fs := vfs.NewMem()
+	name, _, _ := manifestOf(t, fs)
+	const block = 32 << 10
+	for _, sizes := range [][]int{
+		{100, 32644, 40000},                 // the second ends 3 bytes before a block does, where no chunk begins
+		{100, 32640, 40000},                 // 7 bytes before: there is an empty chunk
+		{100, 32640, 50},                    // the same for a short one
+		{100, 70000, 10}, {100, 200_000, 1}, // a long one, and one behind it
+		{block, block, block},
+	} {
+		var b bytes.Buffer
+		var starts []int
+		w := record.NewWriter(&b)
+		for i, n := range sizes {
+			must(t, w.Flush())
+			starts = append(starts, b.Len())
+			_, err := w.WriteRecord(bytes.Repeat([]byte{byte(i + 1)}, n))
+			must(t, err)
+		}
+		must(t, w.Close())
+		content := b.Bytes()
+		check := func(b []byte) (int, error) {
+			replace(t, fs, name, b)
+			return checkManifest(fs, "engine")
+		}
+		if records, err := check(content); records != len(sizes) || err != nil {
+			t.Errorf("%d: %d records, %v", sizes, records, err)
+		}
+		last := starts[2]
+		for size := last; size < len(content); size += 1 + (len(content)-last)/200 {
+			if _, err := check(content[:size]); err != nil {
+				t.Errorf("%d, torn at byte %d of %d: %v", sizes, size, len(content), err)
+			}
+		}
+		// Pebble looks for the bit of a chunk that flipped, which takes a second if it is far from its begin.
+		damaged := []int{starts[1] + 4, starts[1] + 6, starts[1] + 7}
+		if sizes[1] > 2*block {
+			damaged = append(damaged, 2*block+5, 2*block+7)
+		}
+		for _, at := range damaged {
+			flipped := slices.Clone(content)
+			flipped[at] ^= 0x10
+			if records, err := check(flipped); err == nil && records != len(sizes) {
+				t.Errorf("%d, flipped at byte %d: %d records", sizes, at, records)
+			}
+		}
+	}
+}
