@@ -49,7 +49,7 @@ func replace(t testing.TB, fs vfs.FS, name string, content []byte) {
 	t.Helper()
 	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
 	must(t, err)
-	_, err = f.Write(content)
+	_, err = f.Write(slices.Clone(content)) // under the race detector it is changed
 	must(t, err)
 	must(t, f.Close())
 }
