@@ -475,6 +475,7 @@ func TestPreviousPairThatCannotBeRead(t *testing.T) {
 		}
 		return nil
 	})))
+	h.readError = syscall.EIO
 	h.put("k", "one")
 	h.put("k", "two")
 	h.apply(func() { // so that the history has blocks of its own

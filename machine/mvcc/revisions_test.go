@@ -354,13 +354,15 @@ func TestNoVersionIsTakenOutTwice(t *testing.T) {
 // TestUnreadableRevisionsAreAnError: what cannot be read does not pass for what is not there.
 func TestUnreadableRevisionsAreAnError(t *testing.T) {
 	var broken atomic.Bool
+	unreadable := errors.New("unreadable")
 	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if broken.Load() && op.Kind == errorfs.OpFileReadAt {
-			return errors.New("unreadable")
+			return unreadable
 		}
 		return nil
 	}))
 	h := newHarnessOn(t, fs)
+	h.readError = unreadable
 	for i := range 60 {
 		h.put(fmt.Sprintf("%d%s", i%3, strings.Repeat("x", 4<<10)), "")
 	}
