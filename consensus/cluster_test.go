@@ -842,6 +842,9 @@ func TestForceAloneWithoutAState(t *testing.T) {
 // A follower comes back after it has missed 90 MiB. The disks read 25 MB/s. All
 // times are the defaults: heartbeats of 100 ms, an election timeout of 1 s.
 func TestLeaderHeartbeatsWhileItReadsForALaggingFollower(t *testing.T) {
+	if testing.Short() {
+		t.Skip("270 MiB through three logs are slow under the race detector")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		var slow atomic.Bool
 		var reads atomic.Int64
