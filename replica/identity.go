@@ -103,6 +103,7 @@ func ReadIdentity(fs vfs.FS, dir string) (*Identity, error) {
 		return nil, fmt.Errorf("%s has data format %d, of a version before the first release, this binary reads %d: "+
 			"save a snapshot with that version and restore this member from it", dir, id.Format, Format)
 	}
+	// Only now that the format is known to be this one: a newer one has names of its own.
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&Identity{}); err != nil {

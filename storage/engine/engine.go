@@ -133,7 +133,7 @@ func Open(o Options) (*Engine, error) {
 	return e, nil
 }
 
-// openChecked opens the engine if its manifest says what it has said before.
+// openChecked opens the engine if its manifest is whole, but for what a crash may have torn.
 func (e *Engine) openChecked() error {
 	disk := e.o.FS
 	if disk == nil {
