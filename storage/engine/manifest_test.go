@@ -135,9 +135,9 @@ func TestManifestOfLongRecords(t *testing.T) {
 	name, _, _ := manifestOf(t, fs)
 	const block = 32 << 10
 	for _, sizes := range [][]int{
-		{100, 32644, 40000},                 // the second ends 3 bytes before a block does, where no chunk begins
-		{100, 32640, 40000},                 // 7 bytes before: there is an empty chunk
-		{100, 32640, 50},                    // the same for a short one
+		{100, block - 114 - 3, 40000},       // the second ends 3 bytes before a block does, where no chunk begins: its header is of 7
+		{100, block - 114 - 7, 40000},       // 7 bytes before: there is an empty chunk
+		{100, block - 114 - 7, 50},          // the same for a short one
 		{100, 70000, 10}, {100, 200_000, 1}, // a long one, and one behind it
 		{block, block, block},
 	} {
